@@ -1,0 +1,221 @@
+"""The only reader of environment variables.
+
+Penstock's own variables are called ``PENSTOCK_X``; where the seed system knew the same thing as ``MX8_X``, that
+name is read second. An empty value counts as unset. An explicit argument always wins over the environment.
+``VARIABLES`` is the whole list; ``docs/environment.md`` is checked against it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.errors import ConfigError
+
+__all__ = [
+    "VARIABLES",
+    "Setting",
+    "Variable",
+    "cache_dir",
+    "choice",
+    "default_manifest_store_root",
+    "flag",
+    "lookup",
+    "positive_int",
+    "setting",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One setting that the environment can give: its names in the order they are read, and what it means."""
+
+    names: tuple[str, ...]
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it came from: a variable's name, or ``"default"``."""
+
+    value: str | None
+    source: str
+
+
+def _own(name: str, default: str, meaning: str, *older: str, seed: bool = True) -> Variable:
+    names = (f"PENSTOCK_{name}", *((f"MX8_{name}",) if seed else ()), *older)
+    return Variable(names, default, meaning)
+
+
+VARIABLES: dict[str, Variable] = {
+    "MANIFEST_STORE_ROOT": _own(
+        "MANIFEST_STORE_ROOT",
+        "/var/lib/mx8/manifests if writable, else the user's cache folder",
+        "where manifests are kept: a folder, or s3://, gs://, az://",
+    ),
+    "DEV_MANIFEST_PATH": _own("DEV_MANIFEST_PATH", "unset", "a TSV to use instead of indexing the base"),
+    "MAX_PROCESS_RSS_BYTES": _own(
+        "MAX_PROCESS_RSS_BYTES", "unset (no guard)", "loaders raise RssExceeded when the process is larger"
+    ),
+    "CACHE_DIR": _own(
+        "CACHE_DIR", "$XDG_CACHE_HOME/penstock", "columnar manifests, made once for each hash", seed=False
+    ),
+    "SNAPSHOT_LOCK_STALE_MS": _own(
+        "SNAPSHOT_LOCK_STALE_MS", "60000", "age at which an indexer's lock is taken over; 0 = never"
+    ),
+    "SNAPSHOT_WAIT_TIMEOUT_MS": _own(
+        "SNAPSHOT_WAIT_TIMEOUT_MS", "30000", "how long to wait for another process's indexing"
+    ),
+    "STALL_TIMEOUT_S": _own(
+        "STALL_TIMEOUT_S", "300", "next() raises DeadlineExceeded after this long without a batch", seed=False
+    ),
+    "DECODE_BACKEND": _own("DECODE_BACKEND", "python", "image decoder: python, rust or native"),
+    "DECODE_THREADS": _own("DECODE_THREADS", "CPU count", "threads that decode images, at least 1"),
+    "RUST_JPEG_CODEC": _own("RUST_JPEG_CODEC", "zune", "zune, image, turbo or turbojpeg"),
+    "RUST_RESIZE_BACKEND": _own("RUST_RESIZE_BACKEND", "fast", "fast, fir, fast_image_resize or image"),
+    "S3_ENDPOINT_URL": _own(
+        "S3_ENDPOINT_URL",
+        "unset (AWS)",
+        "address of an S3-compatible server",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT",
+        "S3_ENDPOINT_URL",
+    ),
+    "S3_FORCE_PATH_STYLE": _own(
+        "S3_FORCE_PATH_STYLE", "true when an endpoint is set", "bucket in the path, not in the host name"
+    ),
+    "S3_LABEL_MODE": _own(
+        "S3_LABEL_MODE", "auto", "labels for a listed prefix that was not packed: auto, none or imagefolder"
+    ),
+    "AWS_ACCESS_KEY_ID": Variable(("AWS_ACCESS_KEY_ID",), "unset", "S3 access key"),
+    "AWS_SECRET_ACCESS_KEY": Variable(("AWS_SECRET_ACCESS_KEY",), "unset", "S3 secret key"),
+    "AWS_SESSION_TOKEN": Variable(("AWS_SESSION_TOKEN", "AWS_TOKEN"), "unset", "S3 session token"),
+    "AWS_REGION": Variable(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1", "S3 region"),
+    "GCS_CREDENTIALS": Variable(
+        ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"),
+        "unset",
+        "path of a Google service account file",
+    ),
+    "GCS_ENDPOINT_URL": _own("GCS_ENDPOINT_URL", "unset (Google)", "address of a GCS emulator", seed=False),
+    "AZURE_STORAGE_ACCOUNT": Variable(
+        ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT", "AZURE_ACCOUNT_NAME"),
+        "unset",
+        "Azure storage account",
+    ),
+    "AZURE_STORAGE_KEY": Variable(
+        ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_ACCOUNT_ACCESS_KEY"),
+        "unset",
+        "Azure storage key",
+    ),
+    "AZURE_ENDPOINT_URL": _own("AZURE_ENDPOINT_URL", "unset (Azure)", "address of an Azure emulator", seed=False),
+    "STORE_CONCURRENCY": _own(
+        "STORE_CONCURRENCY", "16", "most object-store requests at once in this process", seed=False
+    ),
+    "STORE_RETRIES": _own("STORE_RETRIES", "6", "tries for one object-store request, at least 1", seed=False),
+    "STORE_TIMEOUT_S": _own("STORE_TIMEOUT_S", "30", "deadline of one object-store request", seed=False),
+    "LOG": _own("LOG", "warning", "log level of the command line: debug, info, warning or error"),
+}
+
+
+def setting(name: str) -> Setting:
+    """The value of a variable in ``VARIABLES`` and the environment name that gave it.
+
+    Args:
+        name: the key in ``VARIABLES``, without prefix.
+
+    Returns:
+        A setting whose value is None, and source ``"default"``, when no name is set.
+    """
+    for candidate in VARIABLES[name].names:
+        value = os.environ.get(candidate, "").strip()
+        if value:
+            return Setting(value, candidate)
+    return Setting(None, "default")
+
+
+def lookup(name: str) -> str | None:
+    """The value of a variable in ``VARIABLES``, or None when it is unset or empty."""
+    return setting(name).value
+
+
+def flag(name: str) -> bool | None:
+    """A yes-or-no variable; None when unset.
+
+    Raises:
+        ConfigError: not one of true, false, 1, 0, yes, no, on, off.
+    """
+    found = setting(name)
+    if found.value is None:
+        return None
+    text = found.value.lower()
+    if text in {"true", "1", "yes", "on"}:
+        return True
+    if text in {"false", "0", "no", "off"}:
+        return False
+    raise ConfigError(f"{found.source}={found.value!r}; give true, false, 1, 0, yes, no, on or off")
+
+
+def positive_int(name: str, default: int, *, least: int = 1) -> int:
+    """A whole-number variable of at least ``least``, or ``default`` when unset.
+
+    Raises:
+        ConfigError: not a whole number, or below ``least``.
+    """
+    found = setting(name)
+    if found.value is None:
+        return default
+    if not found.value.isdecimal() or int(found.value) < least:
+        raise ConfigError(f"{found.source}={found.value!r}; give a whole number of at least {least}")
+    return int(found.value)
+
+
+def choice(name: str, default: str, aliases: dict[str, str]) -> str:
+    """A variable with a fixed set of values, case-insensitive, mapped through ``aliases``.
+
+    Raises:
+        ConfigError: another value; the message lists the choices.
+    """
+    found = setting(name)
+    if found.value is None:
+        return default
+    chosen = aliases.get(found.value.lower())
+    if chosen is None:
+        raise ConfigError(f"{found.source}={found.value!r}; choose one of {', '.join(sorted(aliases))}")
+    return chosen
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: columnar manifests."""
+    own = lookup("CACHE_DIR")
+    if own is not None:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+SEED_MANIFEST_STORE_ROOT = Path("/var/lib/mx8/manifests")
+
+
+def default_manifest_store_root() -> Setting:
+    """Where manifests are kept when no argument says so, and why there.
+
+    Returns:
+        The environment's value, else the seed's default folder when it can be written, else a folder in the
+        user's cache.
+    """
+    found = setting("MANIFEST_STORE_ROOT")
+    if found.value is not None:
+        return found
+    if _can_write(SEED_MANIFEST_STORE_ROOT):
+        return Setting(str(SEED_MANIFEST_STORE_ROOT), "default")
+    return Setting(str(cache_dir() / "manifests"), f"default ({SEED_MANIFEST_STORE_ROOT} can't be written)")
+
+
+def _can_write(folder: Path) -> bool:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

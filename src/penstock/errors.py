@@ -1,0 +1,192 @@
+"""Every error that Penstock raises, in one tree.
+
+::
+
+    PenstockError(RuntimeError)
+     ├─ ConfigError(ValueError)          an argument or a combination of them that can't work
+     │   └─ LinkError                    a dataset link that doesn't parse
+     ├─ ClosedError                      you closed it, then used it
+     ├─ DeadlineExceeded(TimeoutError)   a wait reached its deadline
+     ├─ BudgetError
+     │   ├─ UnitTooLarge                 one unit of work is larger than the whole budget
+     │   ├─ BudgetHeld                   the consumer holds what the next batch needs
+     │   └─ RssExceeded                  the process outgrew the guard that its owner set
+     ├─ StoreError                       where bytes live
+     │   ├─ ObjectNotFound(FileNotFoundError)
+     │   ├─ AccessDenied(PermissionError)
+     │   ├─ PreconditionFailed           somebody else wrote first
+     │   ├─ StoreFull                    no room left where we write
+     │   └─ StoreUnavailable             the store didn't answer, or not with what was asked for
+     ├─ DataError                        bytes that aren't what they should be
+     │   ├─ ManifestError(ValueError)    a manifest or labels file that doesn't parse, or lies
+     │   ├─ SampleChanged                a file grew or shrank after it was sized
+     │   ├─ ShardCorrupt                 a sample's bytes don't match their crc32c
+     │   └─ DecodeError                  a sample that its decoder refuses
+     ├─ ResolveError                     a link that can't be turned into a manifest
+     │   ├─ EmptyDataset                 nothing to index or to pack
+     │   └─ ManifestNotFound(LookupError)
+     └─ PackError                        input that can't be packed
+
+A message says what was given, what was allowed and what to do. Everything is a ``RuntimeError``, because the
+four systems whose programs run on Penstock raise that; the second base, where there is one, is the builtin that
+a caller would expect. ``retryable`` says whether the same call may succeed later; retry code asks it alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AccessDenied",
+    "BudgetError",
+    "BudgetHeld",
+    "ClosedError",
+    "ConfigError",
+    "DataError",
+    "DeadlineExceeded",
+    "DecodeError",
+    "EmptyDataset",
+    "LinkError",
+    "ManifestError",
+    "ManifestNotFound",
+    "ObjectNotFound",
+    "PackError",
+    "PenstockError",
+    "PreconditionFailed",
+    "ResolveError",
+    "RssExceeded",
+    "SampleChanged",
+    "ShardCorrupt",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "UnitTooLarge",
+]
+
+
+class PenstockError(RuntimeError):
+    """The root of the tree."""
+
+    retryable: ClassVar[bool] = False
+
+
+class ConfigError(PenstockError, ValueError):
+    """An argument, or a combination of arguments, that can't work."""
+
+
+class LinkError(ConfigError):
+    """A dataset link that doesn't parse."""
+
+
+class ClosedError(PenstockError):
+    """The object was closed by its owner."""
+
+
+class DeadlineExceeded(PenstockError, TimeoutError):
+    """A wait reached its deadline; the message says what was waited for and for how long."""
+
+    retryable = True
+
+
+class BudgetError(PenstockError):
+    """Something about the memory budget."""
+
+
+class UnitTooLarge(BudgetError):
+    """One unit of work needs more than the whole budget; it can never be admitted."""
+
+    def __init__(self, message: str, *, needed_bytes: int = 0, total_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.total_bytes = total_bytes
+
+
+class BudgetHeld(BudgetError):
+    """The consumer itself holds so much that the next batch can never be admitted.
+
+    Let go of batches, tensors or views that came from this loader and call ``next()`` again: nothing is lost.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, held_bytes: int, needed_bytes: int, total_bytes: int) -> None:
+        super().__init__(message)
+        self.held_bytes = held_bytes
+        self.needed_bytes = needed_bytes
+        self.total_bytes = total_bytes
+
+
+class RssExceeded(BudgetError):
+    """The process is larger than ``max_process_rss_bytes``, or its size can't be read."""
+
+
+class StoreError(PenstockError):
+    """A store (folder, S3, GCS, Azure, HTTP) failed."""
+
+
+class ObjectNotFound(StoreError, FileNotFoundError):
+    """The object or file isn't there."""
+
+
+class AccessDenied(StoreError, PermissionError):
+    """The store refuses these credentials, or the file system this user."""
+
+
+class PreconditionFailed(StoreError):
+    """A put-if-absent or compare-and-swap lost against another writer."""
+
+
+class StoreFull(StoreError):
+    """No room is left where bytes are written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store didn't answer in time, answered with a server error, or with fewer bytes than asked for."""
+
+    retryable = True
+
+
+class DataError(PenstockError):
+    """Bytes that aren't what they should be."""
+
+
+class ManifestError(DataError, ValueError):
+    """A manifest or a labels file that doesn't parse, contradicts itself, or doesn't match its hash."""
+
+
+class SampleChanged(DataError):
+    """A file is longer or shorter than when it was sized."""
+
+
+class ShardCorrupt(DataError):
+    """A sample's bytes don't match the crc32c in the manifest."""
+
+    def __init__(self, message: str, *, location: str = "", offset: int = 0, sample_id: int = -1) -> None:
+        super().__init__(message)
+        self.location = location
+        self.offset = offset
+        self.sample_id = sample_id
+
+
+class DecodeError(DataError):
+    """A sample that its decoder refuses."""
+
+    def __init__(self, message: str, *, sample_id: int = -1) -> None:
+        super().__init__(message)
+        self.sample_id = sample_id
+
+
+class ResolveError(PenstockError):
+    """A dataset link that can't be turned into a manifest."""
+
+
+class EmptyDataset(ResolveError):
+    """Nothing was found to index or to pack."""
+
+
+class ManifestNotFound(ResolveError, LookupError):
+    """The manifest store has no manifest with this hash."""
+
+
+class PackError(PenstockError):
+    """Input that can't be packed, or an output that can't be written."""
