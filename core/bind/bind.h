@@ -1,0 +1,68 @@
+// What the binding files share. Only files in this folder know Python.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "error.h"
+#include "gather.h"
+
+namespace nb = nanobind;
+
+namespace penstock {
+
+using Int64s = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// The memory of a Python object that has the buffer protocol, contiguous, held for this object's lifetime.
+// Made and destroyed with the GIL; the bytes may be used without it.
+class BufferView {
+ public:
+  BufferView(nb::handle object, bool writable) {
+    const int flags = writable ? PyBUF_WRITABLE | PyBUF_SIMPLE : PyBUF_SIMPLE;
+    if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) throw nb::python_error();
+  }
+  ~BufferView() { PyBuffer_Release(&view_); }
+  BufferView(const BufferView&) = delete;
+  BufferView& operator=(const BufferView&) = delete;
+
+  std::byte* data() const { return static_cast<std::byte*>(view_.buf); }
+  int64_t size() const { return view_.len; }
+
+ private:
+  Py_buffer view_;
+};
+
+// Refuses ranges that don't lie within `size` bytes, naming the first one. What follows may trust them.
+inline void check_ranges(const Int64s& offsets, const Int64s& lengths, int64_t size, const char* what) {
+  if (offsets.shape(0) != lengths.shape(0)) {
+    throw Error(ErrorCode::invalid_argument, "offsets and lengths differ in count");
+  }
+  for (size_t i = 0; i < offsets.shape(0); ++i) {
+    const int64_t offset = offsets.data()[i];
+    const int64_t length = lengths.data()[i];
+    if (offset < 0 || length < 0 || length > size || offset > size - length) {
+      throw Error(ErrorCode::invalid_argument, "range " + std::to_string(i) + " (offset " + std::to_string(offset) +
+                                                   ", length " + std::to_string(length) + ") lies outside of " +
+                                                   what + ", which has " + std::to_string(size) + " bytes");
+    }
+  }
+}
+
+inline ReadPlan make_plan(const Int64s& lengths, const Int64s& dest_offsets, const std::optional<Int64s>& crcs) {
+  if (crcs && crcs->shape(0) != lengths.shape(0)) {
+    throw Error(ErrorCode::invalid_argument, "lengths and expected_crcs differ in count");
+  }
+  return {lengths.shape(0), lengths.data(), dest_offsets.data(), crcs ? crcs->data() : nullptr};
+}
+
+void register_budget(nb::module_& m);
+void register_crc(nb::module_& m);
+void register_gather(nb::module_& m);
+void register_manifest_text(nb::module_& m);
+
+}  // namespace penstock
