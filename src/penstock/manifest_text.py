@@ -1,9 +1,9 @@
 """The canonical text of a manifest, written as a stream.
 
-Version 0 is the seed system's: a line ``schema_version=0``, then a row of five fields for each sample, with tabs
-between them: ``sample_id``, ``location``, ``byte_offset``, ``byte_length``, ``decode_hint``; an absent value is
-an empty field. Version 1 adds ``crc32c`` as a sixth field of eight lower-case hex digits, and lets locations be
-relative to the dataset's base. The SHA-256 of these bytes is the manifest's hash.
+Version 0 is the seed system's: a line ``schema_version=0``, then a row of five fields for each sample, with
+tabs between them: ``sample_id``, ``location``, ``byte_offset``, ``byte_length``, ``decode_hint``; an absent value
+is an empty field. Version 1 adds ``crc32c`` as a sixth field of eight lower-case hex digits, and lets locations
+be relative to the dataset's base. The SHA-256 of these bytes is the manifest's hash.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SUPPORTED_VERSIONS = (0, 1)
 
 Integers: TypeAlias = npt.NDArray[np.int64] | Sequence[int] | None
 
+_LIMIT = 10**18  # readers take numbers of up to 18 digits
 _BLANKS = " \t\n\v\f\r"
 
 
@@ -161,7 +162,7 @@ def _check_texts(what: str, values: str | Sequence[str], first_row: int) -> None
 
 def _check_ranges(offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], first_row: int) -> None:
     whole = (offsets == -1) & (lengths == -1)
-    ranged = (offsets >= 0) & (lengths > 0) & (offsets <= np.iinfo(np.int64).max - np.maximum(lengths, 0))
+    ranged = (offsets >= 0) & (lengths > 0) & (offsets < _LIMIT) & (lengths < _LIMIT)
     bad = np.flatnonzero(~(whole | ranged))
     if bad.size:
         row = int(bad[0])
