@@ -1,0 +1,52 @@
+# make setup    .venv with everything that the rest needs; nothing to do when it is up to date
+# make demo     pack photographs, train under a memory cap, plot memory against it   [DATA=folder]
+# make test     all tests                                                            [ARGS="-k loader"]
+# make check    format, lint, types, import direction, stub drift, sanitizers
+# make bench    quick measurements against the peers
+# make format   put Python and C++ into the form that `make check` asks for
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-bench demo test check bench format clean
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+CORE := CMakeLists.txt $(shell find core -name '*.cpp' -o -name '*.h')
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: .venv/.core
+
+.venv/.packages: pyproject.toml scripts/setup
+	@scripts/setup packages
+	@touch $@
+
+.venv/.core: .venv/.packages $(CORE)
+	@scripts/setup core
+	@touch $@
+
+setup-bench: .venv/.bench
+
+.venv/.bench: .venv/.core
+	@scripts/setup bench
+	@touch $@
+
+demo: setup
+	@$(PY) examples/demo $(if $(DATA),--data "$(DATA)")
+
+test: setup
+	@$(PY) -m pytest -q --durations=10 $(ARGS)
+
+check: setup
+	@scripts/check
+
+bench: setup-bench
+	@scripts/bench
+
+format: setup
+	@.venv/bin/ruff format -q && .venv/bin/ruff check -q --fix
+	@.venv/bin/clang-format -i $(filter %.cpp %.h,$(CORE))
+
+clean:
+	rm -rf .venv build out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
