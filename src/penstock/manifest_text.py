@@ -1,9 +1,9 @@
 """The canonical text of a manifest, written as a stream.
 
 Version 0 is the seed system's: a line ``schema_version=0``, then a row of five fields for each sample, with
-tabs between them: ``sample_id``, ``location``, ``byte_offset``, ``byte_length``, ``decode_hint``; an absent value
-is an empty field. Version 1 adds ``crc32c`` as a sixth field of eight lower-case hex digits, and lets locations
-be relative to the dataset's base. The SHA-256 of these bytes is the manifest's hash.
+tabs between them: ``sample_id``, ``location``, ``byte_offset``, ``byte_length``, ``decode_hint``; an absent
+value is an empty field. Version 1 adds ``crc32c`` as a sixth field of eight lower-case hex digits, and lets
+locations be relative to the dataset's base. The SHA-256 of these bytes is the manifest's hash.
 """
 
 from __future__ import annotations
