@@ -118,3 +118,38 @@ READ_TOO_SHORT: int = 2
 READ_TOO_LONG: int = 3
 
 READ_BAD_CHECKSUM: int = 4
+
+class ManifestParser:
+    """
+    Reads a manifest's text as a stream, into columns. Not for two threads at once.
+    """
+
+    def __init__(self) -> None: ...
+
+    def feed(self, chunk: Buffer) -> tuple[UInt32s, Int64s, Int64s, Int64s, Int64s, bytes, Int64s]:
+        """
+        Parses the next piece of text.
+
+        Returns the rows that it completed, as columns of their own memory: location index, byte offset, byte
+        length, label id and crc32c (-1 where absent); then the text of locations not seen in the row before,
+        end to end, and their sizes in bytes. Raises ManifestError, which begins with the line's number.
+        """
+
+    def finish(self) -> tuple[UInt32s, Int64s, Int64s, Int64s, Int64s, bytes, Int64s]:
+        """
+        Ends the text and returns its last row when no newline ended it, as ``feed`` does.
+        """
+
+    @property
+    def version(self) -> int:
+        """0 or 1; -1 before the header."""
+
+    @property
+    def row_count(self) -> int:
+        """Rows so far."""
+
+    @property
+    def canonical(self) -> bool:
+        """
+        Whether the text so far is exactly what a writer would make of its rows.
+        """
