@@ -61,11 +61,7 @@ def long_core_functions(lines: list[str]) -> Iterator[str]:
     """
     start, count = None, 0
     for number, line in enumerate(lines, start=1):
-        if (
-            line[:1].isalpha()
-            and line.endswith("{")
-            and not re.match(r"(namespace|struct|class|enum|union)\b", line)
-        ):
+        if line[:1].isalpha() and line.endswith("{") and not NOT_A_FUNCTION.match(line):
             start, count = number, 0
         elif start is not None and line.startswith("}"):
             if count > MOST_FUNCTION_LINES:
