@@ -1,3 +1,65 @@
-"""Penstock feeds accelerators from storage, inside a memory budget that you set."""
+"""Penstock feeds accelerators from storage, inside a memory budget that you set.
+
+``pack`` and ``pack_dir`` turn files into tar shards and a hashed manifest, ``load`` and ``vision.ImageFolderLoader``
+bring them into a loop, ``resolve_manifest_hash`` pins what was loaded. Importing this package imports neither torch
+nor any other optional library; names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock import errors, vision
+    from penstock.budget import Budget
+    from penstock.errors import PenstockError
+    from penstock.loader import Batch, DataLoader, load
+    from penstock.manifest import Manifest
+    from penstock.pack import pack, pack_dir
+    from penstock.resolve import resolve_manifest_hash
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "DataLoader",
+    "Manifest",
+    "PenstockError",
+    "__version__",
+    "errors",
+    "load",
+    "pack",
+    "pack_dir",
+    "resolve_manifest_hash",
+    "vision",
+]
+
+_HOMES = {
+    "Batch": "penstock.loader",
+    "Budget": "penstock.budget",
+    "DataLoader": "penstock.loader",
+    "Manifest": "penstock.manifest",
+    "PenstockError": "penstock.errors",
+    "errors": "penstock.errors",
+    "load": "penstock.loader",
+    "pack": "penstock.pack",
+    "pack_dir": "penstock.pack",
+    "resolve_manifest_hash": "penstock.resolve",
+    "vision": "penstock.vision",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    module = importlib.import_module(home)
+    value = module if home == f"penstock.{name}" and not callable(getattr(module, name, None)) else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,299 @@
+"""The loader: a dataset link in, an iterator of batches out, never above the budget."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from penstock import config
+from penstock.budget import Budget, Charge, RssGuard
+from penstock.errors import ConfigError
+from penstock.loader.batch import Batch
+from penstock.loader.fetch import Fetcher
+from penstock.loader.order import Order, Sequential, Shuffled
+from penstock.loader.pipeline import Pipeline, Work
+from penstock.loader.plan import BatchLimits, Unit, plan_units
+from penstock.proof import prove
+from penstock.resolve import resolve
+from penstock.sizes import Size, parse_bytes
+
+__all__ = ["DEFAULT_INFLIGHT_BYTES", "DataLoader", "Loader", "load"]
+
+T = TypeVar("T")
+
+DEFAULT_INFLIGHT_BYTES = 128 << 20
+_DEFAULT_STALL_TIMEOUT_S = 300
+
+
+class Loader(Generic[T]):
+    """What every loader shares: a link, a range, a budget, a pipeline and its statistics.
+
+    Single pass: iterating returns the loader itself, and after the last batch every ``next()`` raises StopIteration;
+    another epoch is another loader. Use it as a context manager, or call ``close()``, or just drop it.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        dataset_link: str,
+        *,
+        manifest_store_root: str | None = None,
+        dev_manifest_path: str | None = None,
+        batch_size_samples: int = 512,
+        max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
+        max_queue_batches: int = 64,
+        prefetch_batches: int = 1,
+        target_batch_bytes: Size | None = None,
+        max_batch_bytes: Size | None = None,
+        start_id: int | None = None,
+        end_id: int | None = None,
+        node_id: str | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        cap_bytes = _positive("max_inflight_bytes", parse_bytes(max_inflight_bytes, name="max_inflight_bytes"))
+        limits = _batch_limits(batch_size_samples, cap_bytes, target_batch_bytes, max_batch_bytes)
+        _positive("max_queue_batches", max_queue_batches)
+        if prefetch_batches < 0:
+            raise ConfigError(f"prefetch_batches is {prefetch_batches}; give 0 or more")
+        _check_range_pair(start_id, end_id)
+
+        resolved = resolve(
+            dataset_link,
+            manifest_store_root=manifest_store_root,
+            dev_manifest_path=dev_manifest_path,
+            node_id=node_id,
+        )
+        self._manifest = resolved.manifest
+        self._base = resolved.base
+        start, end = _range(start_id, end_id, self._manifest.row_count)
+        prove("range_selected", start_id=start, end_id=end, manifest_hash=resolved.hash)
+        self._order: Order = Sequential(start, end - start)
+        if shuffle:
+            self._order = Shuffled(start, end - start, manifest_hash=resolved.hash, seed=seed, epoch=epoch)
+        self._limits = limits
+        self._budget = Budget(cap_bytes)
+        self._rss = RssGuard.from_environment()
+        self._rss.sample()
+        self._fetcher = Fetcher(self._manifest, self._base)
+        self._pipeline = Pipeline(
+            plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
+            self._work(),
+            self._budget,
+            concurrency=self._concurrency(max(1, prefetch_batches)),
+            depth=max_queue_batches,
+            stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
+        )
+        self._finalizer = weakref.finalize(self, _let_go, self._pipeline)
+
+    def _work(self) -> Work[T]:
+        """What this loader does with each unit; runs at the end of construction."""
+        raise NotImplementedError
+
+    def _concurrency(self, wanted: int) -> int:
+        return wanted
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the manifest that is being loaded, 64 lower-case hex digits."""
+        return self._manifest.hash
+
+    def __iter__(self) -> Loader[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next batch, in order.
+
+        Raises:
+            StopIteration: the range is at its end; stays so.
+            BudgetHeld: the caller holds so much that the next batch can't be admitted; let go and call again.
+            RssExceeded: the process outgrew ``PENSTOCK_MAX_PROCESS_RSS_BYTES``.
+            DeadlineExceeded: no batch within ``PENSTOCK_STALL_TIMEOUT_S``.
+            ClosedError: after ``close()``.
+            StoreError, DataError, UnitTooLarge: the batch can't be read. Earlier batches were delivered before;
+                the next call raises StopIteration.
+        """
+        batch = next(self._pipeline)
+        self._rss.check()
+        return batch
+
+    def __len__(self) -> int:
+        """Batches of the whole pass.
+
+        Raises:
+            TypeError: batches are cut by bytes, so that their number isn't known before they are planned.
+        """
+        if self._limits.target_bytes is not None:
+            raise TypeError("the number of batches isn't known when they are cut by bytes")
+        return -(-self._order.count // self._limits.samples)
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters and gauges, all from the consumer's side; sizes in bytes.
+
+        ``delivered_batches_total``, ``delivered_samples_total``, ``delivered_bytes_total``: what ``next()`` returned.
+        ``inflight_bytes``: charged now: read ahead, queued, and held by the consumer. ``max_inflight_bytes``: the cap.
+        ``ram_high_water_bytes``: the most that was ever charged, at most the cap. ``process_rss_bytes`` and
+        ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
+        budget that are in memory, warm ones without a charge included. ``data_wait_s``: seconds in ``next()``.
+        """
+        delivered = self._pipeline.statistics
+        return {
+            "delivered_batches_total": delivered.delivered_batches,
+            "delivered_samples_total": delivered.delivered_samples,
+            "delivered_bytes_total": delivered.delivered_bytes,
+            "inflight_bytes": self._budget.charged_bytes,
+            "max_inflight_bytes": self._budget.total_bytes,
+            "ram_high_water_bytes": self._budget.peak_bytes,
+            "process_rss_bytes": self._rss.sample(),
+            "process_rss_high_water_bytes": self._rss.high_water_bytes,
+            "arena_resident_bytes": self._budget.resident_bytes,
+            "data_wait_s": delivered.data_wait_s,
+        }
+
+    def close(self) -> None:
+        """Stop reading, join the loader's threads and close its files. Safe twice.
+
+        Batches, tensors and views that were handed out stay valid.
+        """
+        self._finalizer.detach()
+        self._pipeline.close()
+        self._fetcher.close()
+
+    def __enter__(self) -> Loader[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class DataLoader(Loader[Batch]):
+    """Loads samples as raw bytes, in order, in batches, never above ``max_inflight_bytes``.
+
+    Args:
+        dataset_link: a folder or ``s3://``, ``gs://``, ``az://`` prefix: plain (the pinned manifest if there is one),
+            with ``@refresh`` (index again) or ``@sha256:<hash>`` (exactly this manifest).
+        manifest_store_root: where manifests are kept; default ``config.default_manifest_store_root()``.
+        dev_manifest_path: a TSV to use instead of indexing, for development.
+        batch_size_samples: most samples in a batch; 0 is 1. The last batch may be smaller.
+        max_inflight_bytes: the cap, as bytes or text such as ``"512MiB"``: on everything that is read ahead, queued, or
+            held through a batch or a view.
+        max_queue_batches: finished batches that may wait for the consumer, at least 1.
+        prefetch_batches: batches built at once; 0 and 1 mean one after another. Delivery is in order.
+        target_batch_bytes: a batch with this many bytes takes no further sample; default ``max_batch_bytes``.
+        max_batch_bytes: no batch is larger; at most, and by default, ``max_inflight_bytes``.
+        start_id: first sample of a half-open range; together with ``end_id``.
+        end_id: end of the range, exclusive.
+        node_id: who we are, for locks and logs.
+        shuffle: visit the range in the order of a permutation by (manifest hash, seed, epoch).
+        seed: of the permutation.
+        epoch: of the permutation.
+
+    Raises:
+        ConfigError: an argument that can't work (LinkError: the link). A ``ValueError``.
+        ResolveError, StoreError, ManifestError: the link can't be resolved.
+    """
+
+    def _work(self) -> Work[Batch]:
+        return _ReadBytes(self._fetcher)
+
+
+def load(  # noqa: PLR0917
+    dataset_link: str,
+    *,
+    manifest_store_root: str | None = None,
+    dev_manifest_path: str | None = None,
+    batch_size_samples: int = 512,
+    max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
+    max_queue_batches: int = 64,
+    prefetch_batches: int = 1,
+    target_batch_bytes: Size | None = None,
+    max_batch_bytes: Size | None = None,
+    start_id: int | None = None,
+    end_id: int | None = None,
+    node_id: str | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+) -> DataLoader:
+    """Load a dataset as batches of raw bytes; see ``DataLoader`` for the arguments and errors."""
+    return DataLoader(
+        dataset_link,
+        manifest_store_root=manifest_store_root,
+        dev_manifest_path=dev_manifest_path,
+        batch_size_samples=batch_size_samples,
+        max_inflight_bytes=max_inflight_bytes,
+        max_queue_batches=max_queue_batches,
+        prefetch_batches=prefetch_batches,
+        target_batch_bytes=target_batch_bytes,
+        max_batch_bytes=max_batch_bytes,
+        start_id=start_id,
+        end_id=end_id,
+        node_id=node_id,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+    )
+
+
+class _ReadBytes:
+    """The work of a DataLoader: the payload, as it lies in storage."""
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+
+    def cost_bytes(self, unit: Unit) -> int:
+        return unit.payload_bytes
+
+    def build(self, unit: Unit, charge: Charge) -> Batch:
+        region = charge.region()
+        self._fetcher.fetch(unit, memoryview(region))  # type: ignore[arg-type]
+        return Batch(unit, region)
+
+
+def _let_go(pipeline: Pipeline[T]) -> None:
+    pipeline.close(wait=False)  # a loader that is dropped must not block whoever dropped it
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; give at least 1")
+    return value
+
+
+def _batch_limits(samples: int, cap_bytes: int, target: Size | None, most: Size | None) -> BatchLimits:
+    if samples < 0:
+        raise ConfigError(f"batch_size_samples is {samples}; give 1 or more")
+    samples = max(1, samples)
+    if target is None and most is None:
+        return BatchLimits(samples, None, cap_bytes)
+    most_bytes = cap_bytes if most is None else _positive("max_batch_bytes", parse_bytes(most, name="max_batch_bytes"))
+    if most_bytes > cap_bytes:
+        raise ConfigError(
+            f"max_batch_bytes {most_bytes} is more than max_inflight_bytes {cap_bytes}; lower it or raise the cap"
+        )
+    target_bytes = most_bytes
+    if target is not None:
+        target_bytes = _positive("target_batch_bytes", parse_bytes(target, name="target_batch_bytes"))
+    return BatchLimits(samples, target_bytes, most_bytes)
+
+
+def _check_range_pair(start_id: int | None, end_id: int | None) -> None:
+    if (start_id is None) != (end_id is None):
+        raise ConfigError("start_id and end_id must be set together")
+
+
+def _range(start_id: int | None, end_id: int | None, count: int) -> tuple[int, int]:
+    if start_id is None or end_id is None:
+        return 0, count
+    start, end = int(np.int64(start_id)), int(np.int64(end_id))
+    if start > end:
+        raise ConfigError(f"invalid range (start_id > end_id): {start} > {end}")
+    for name, value in (("start_id", start), ("end_id", end)):
+        if not 0 <= value <= count:
+            raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
+    return start, end

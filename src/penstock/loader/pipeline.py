@@ -1,0 +1,299 @@
+"""The pipeline: units of work, admitted in order under a budget, built side by side, handed out in order.
+
+Threads: one producer plans, charges and starts each unit; ``concurrency`` threads build (with one, the producer
+builds itself); any consumer thread calls ``next()``. They meet at one condition and at the budget. The producer
+charges a unit before anything of it exists, and in delivery order, so a later batch can never hold memory that an
+earlier one waits for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from penstock.budget import Budget, Charge
+from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded
+from penstock.loader.plan import Unit
+from penstock.sizes import format_bytes
+
+__all__ = ["CostChanged", "Pipeline", "PipelineStatistics", "Work"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_SLICE_S = 1.0  # how long one wait lasts before it looks again whether it is still wanted
+_HELD_POLL_S = 0.005  # how often a hungry consumer asks the budget whether only it can free memory
+_HELD_GRACE_S = 5.0  # how long other threads of the user's get to let go of batches before that is an error
+_JOIN_S = 10.0
+_THREAD_PREFIX = "penstock-"
+
+
+class CostChanged(Exception):  # noqa: N818  - a signal between build and producer, never seen outside
+    """A build found that its unit needs ``cost_bytes``; it is charged anew and built again."""
+
+    def __init__(self, cost_bytes: int) -> None:
+        super().__init__(cost_bytes)
+        self.cost_bytes = cost_bytes
+
+
+class Work(Protocol[T_co]):
+    """What is done with a unit."""
+
+    def cost_bytes(self, unit: Unit) -> int:
+        """All bytes that building and holding the result takes: raw and decoded, charged at once."""
+
+    def build(self, unit: Unit, charge: Charge) -> T_co:
+        """Make the result out of memory of this charge alone. With ``concurrency`` 1 it may raise CostChanged."""
+
+
+@dataclass(slots=True)
+class PipelineStatistics:
+    """Counters from the consumer's side."""
+
+    delivered_batches: int = 0
+    delivered_samples: int = 0
+    delivered_bytes: int = 0
+    data_wait_s: float = 0.0
+
+
+class Pipeline(Generic[T]):
+    """See the module. An iterator: ``next()`` gives the results in order, then StopIteration for ever."""
+
+    def __init__(
+        self,
+        units: Iterator[Unit],
+        work: Work[T],
+        budget: Budget,
+        *,
+        concurrency: int,
+        depth: int,
+        stall_timeout_s: float,
+    ) -> None:
+        self._units = units
+        self._work = work
+        self._budget = budget
+        self._depth = depth + (concurrency if concurrency > 1 else 0)
+        self._stall_timeout_s = stall_timeout_s
+        self._changed = threading.Condition()
+        self._slots: deque[tuple[Unit, Future[T]]] = deque()
+        self._reserving = False
+        self._finished = False
+        self._closed = False  # by its owner
+        self._stopping = False  # by its owner or by an error
+        self._failure: BaseException | None = None
+        self.statistics = PipelineStatistics()
+        self._pool = None
+        if concurrency > 1:
+            self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix=f"{_THREAD_PREFIX}build")
+        self._owner_pid = os.getpid()
+        self._producer = threading.Thread(target=self._produce, name=f"{_THREAD_PREFIX}producer", daemon=True)
+        _live.add(self)
+        self._producer.start()
+
+    # The consumer's side
+
+    def __iter__(self) -> Pipeline[T]:
+        return self
+
+    def __next__(self) -> T:
+        started = time.monotonic()
+        with self._changed:
+            unit, slot = self._head(started)
+            self.statistics.data_wait_s += time.monotonic() - started
+        try:
+            result = slot.result()
+        except BaseException:
+            self._stop()
+            raise
+        self.statistics.delivered_batches += 1
+        self.statistics.delivered_samples += len(unit.sample_ids)
+        self.statistics.delivered_bytes += unit.payload_bytes
+        return result
+
+    def _head(self, started: float) -> tuple[Unit, Future[T]]:
+        """Wait for the next batch in order and take it out of the queue."""
+        while True:
+            self._check_usable()
+            if self._slots and self._slots[0][1].done():
+                self._changed.notify_all()  # the producer may be waiting for room in the queue
+                return self._slots.popleft()
+            if not self._slots and self._finished:
+                self._end()
+            waited_s = time.monotonic() - started
+            if waited_s > self._stall_timeout_s:
+                raise DeadlineExceeded(
+                    f"no batch within {self._stall_timeout_s:g} s: {self._waiting_for()}; "
+                    "raise PENSTOCK_STALL_TIMEOUT_S if the source is that slow"
+                )
+            if self._reserving and not self._slots:
+                self._check_held(waited_s)
+                self._changed.wait(_HELD_POLL_S)
+            else:
+                self._changed.wait(_SLICE_S)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedError("the loader is closed; make a new one")
+        if os.getpid() != self._owner_pid:
+            raise ClosedError("a loader doesn't survive fork(); make a new one in the child process")
+
+    def _end(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        raise StopIteration
+
+    def _check_held(self, waited_s: float) -> None:
+        """Raise when the next batch can't be admitted until this consumer lets go of something."""
+        if not self._budget.waiting_count:
+            return
+        if waited_s < _HELD_GRACE_S and _user_threads():
+            return  # one of them may be about to drop a batch: that is back-pressure, not an error
+        gc.collect()  # batches in dead reference cycles are held by nobody
+        needed, held, total = self._budget.waiting_bytes, self._budget.charged_bytes, self._budget.total_bytes
+        if not needed:
+            return
+        raise BudgetHeld(
+            f"the next batch needs {needed} bytes ({format_bytes(needed)}), but this program still holds {held} of the "
+            f"{total} bytes ({format_bytes(held)} of {format_bytes(total)}) of max_inflight_bytes in batches, tensors "
+            "or views that it took from the loader. Let go of them before next() (a loop variable holds its batch until "
+            "the next one is bound: `del batch`, or batch.release()), copy what must stay, or raise max_inflight_bytes "
+            "to at least two batches",
+            held_bytes=held,
+            needed_bytes=needed,
+            total_bytes=total,
+        )
+
+    def _waiting_for(self) -> str:
+        if self._slots:
+            return f"batch {self._slots[0][0].index} is still being read"
+        return "waiting for memory" if self._reserving else "the next batch is still being planned"
+
+    # The producer's side
+
+    def _produce(self) -> None:
+        try:
+            for unit in self._units:
+                if not self._wait_for_room() or not self._start(unit):
+                    break
+        except BaseException as error:
+            self._failure = None if self._stopping else error
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> bool:
+        with self._changed:
+            while not self._stopping and len(self._slots) >= self._depth:
+                self._changed.wait(_SLICE_S)
+            return not self._stopping
+
+    def _start(self, unit: Unit) -> bool:
+        """Charge a unit and build it, here or on the pool; False when the build failed here."""
+        charge = self._reserve(self._work.cost_bytes(unit))
+        if self._pool is not None:
+            slot = self._pool.submit(self._work.build, unit, charge)
+            self._enqueue(unit, slot)
+            slot.add_done_callback(self._wake)
+            return True
+        slot = Future()
+        try:
+            slot.set_result(self._build_here(unit, charge))
+        except BaseException as error:
+            slot.set_exception(error)
+        self._enqueue(unit, slot)
+        return slot.exception() is None
+
+    def _build_here(self, unit: Unit, charge: Charge) -> T:
+        while True:
+            try:
+                return self._work.build(unit, charge)
+            except CostChanged as changed:
+                charge.release()
+                charge = self._reserve(changed.cost_bytes)
+
+    def _reserve(self, size: int) -> Charge:
+        charge = self._budget.try_reserve(size)
+        if charge is not None:
+            return charge
+        with self._changed:
+            self._reserving = True
+            self._changed.notify_all()
+        try:
+            while True:
+                try:
+                    return self._budget.reserve(size, _SLICE_S)
+                except DeadlineExceeded:
+                    continue  # a slow consumer is no error; close() ends the wait through the budget
+        finally:
+            self._reserving = False
+
+    def _enqueue(self, unit: Unit, slot: Future[T]) -> None:
+        with self._changed:
+            if not self._stopping:
+                self._slots.append((unit, slot))
+            self._changed.notify_all()
+
+    def _wake(self, _: Future[T]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # The end
+
+    def _stop(self) -> None:
+        """Produce nothing more and drop what is queued; from now on the iterator is at its end."""
+        with self._changed:
+            self._stopping = self._finished = True
+            slots = list(self._slots)
+            self._slots.clear()
+            self._changed.notify_all()
+        self._budget.close()
+        for _, slot in slots:
+            slot.cancel()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Stop all threads and drop what is queued. Safe at any time, from any thread, and twice.
+
+        Batches and views that were handed out stay valid.
+
+        Args:
+            wait: join the threads (until a deadline); False only tells them to stop.
+        """
+        if os.getpid() != self._owner_pid:
+            return  # the threads are in the parent
+        self._closed = True
+        self._stop()
+        if wait and self._pool is not None:
+            self._pool.shutdown(wait=True)
+        if wait and self._producer is not threading.current_thread():
+            self._producer.join(_JOIN_S)
+        _live.discard(self)
+
+
+def _user_threads() -> bool:
+    """Whether any Python thread lives that is neither this one nor Penstock's own."""
+    me = threading.current_thread()
+    return any(t is not me and not t.name.startswith(_THREAD_PREFIX) for t in threading.enumerate())
+
+
+_live: weakref.WeakSet[Pipeline[object]] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    # Daemon threads that come out of the core while the interpreter is being torn down would crash it.
+    for pipeline in list(_live):
+        pipeline.close()
+
+
+atexit.register(_close_all)

@@ -1,0 +1,217 @@
+"""What to read for each batch: pure functions from (manifest, order) to units of work and byte ranges.
+
+A ``Unit`` is one batch to be: which samples, where their bytes are, how many they are. Nothing here does I/O; sizes
+that the manifest lacks come from a function that the caller gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.errors import ManifestError, UnitTooLarge
+from penstock.loader.order import Int64Array, Order
+from penstock.manifest import Manifest
+
+__all__ = ["BatchLimits", "Span", "Unit", "coalesce", "plan_units"]
+
+_LOOKAHEAD_SAMPLES = 8192  # rows whose sizes are looked at together when batches are cut by bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is full.
+
+    Attributes:
+        samples: most samples in a batch, at least 1.
+        target_bytes: a batch that holds this much takes no further sample; None = batches are cut by count alone.
+        cap_bytes: no batch is larger than this.
+    """
+
+    samples: int
+    target_bytes: int | None
+    cap_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One batch to be built: n samples in delivery order, as int64 arrays of length n.
+
+    Attributes:
+        index: position of the batch in the epoch.
+        sample_ids: row numbers in the manifest.
+        locations: indexes into ``Manifest.location``.
+        offsets: position of the first byte inside the location; -1 = the whole object is the sample.
+        lengths: bytes of each sample, never negative.
+        crcs: expected crc32c; -1 = unknown.
+        labels: label ids, or None when the samples have none.
+    """
+
+    index: int
+    sample_ids: Int64Array
+    locations: Int64Array
+    offsets: Int64Array
+    lengths: Int64Array
+    crcs: Int64Array
+    labels: Int64Array | None
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all samples together."""
+        return int(self.lengths.sum())
+
+    def dest_offsets(self) -> Int64Array:
+        """Where each sample starts in the payload, and its end: n + 1 offsets, the first 0."""
+        offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=offsets[1:])
+        return offsets
+
+
+SizeOf = Callable[[Int64Array], Int64Array]
+"""Bytes of whole objects: location indexes -> sizes."""
+
+
+def plan_units(manifest: Manifest, order: Order, limits: BatchLimits, size_of: SizeOf) -> Iterator[Unit]:
+    """Cut an epoch into units of work, in delivery order, a few thousand rows at a time.
+
+    Raises:
+        ManifestError: a batch mixes labelled and unlabelled rows, or batches are cut by bytes and a row has no
+            length.
+        UnitTooLarge: a batch, or a sample where batches are cut by bytes, is larger than the cap.
+    """
+    cut = _cut_by_count if limits.target_bytes is None else _cut_by_bytes
+    for index, ids in enumerate(cut(manifest, order, limits)):
+        unit = _unit(manifest, index, ids, size_of)
+        if unit.payload_bytes > limits.cap_bytes:
+            raise UnitTooLarge(
+                f"batch payload bytes {unit.payload_bytes} exceeds max_inflight_bytes {limits.cap_bytes} "
+                f"(batch {index}, {len(ids)} samples from id {ids[0]}); "
+                "raise max_inflight_bytes or lower batch_size_samples",
+                needed_bytes=unit.payload_bytes,
+                total_bytes=limits.cap_bytes,
+            )
+        yield unit
+
+
+def _cut_by_count(manifest: Manifest, order: Order, limits: BatchLimits) -> Iterator[Int64Array]:
+    del manifest
+    for start in range(0, order.count, limits.samples):
+        yield order.sample_ids(start, min(start + limits.samples, order.count))
+
+
+def _cut_by_bytes(manifest: Manifest, order: Order, limits: BatchLimits) -> Iterator[Int64Array]:
+    start = 0
+    window = max(_LOOKAHEAD_SAMPLES, limits.samples)
+    while start < order.count:
+        ids = order.sample_ids(start, min(start + window, order.count))
+        lengths = np.asarray(manifest.length[ids], dtype=np.int64)
+        _check_lengths(ids, lengths, limits.cap_bytes)
+        ends_epoch = start + len(ids) == order.count
+        cuts = _full_batches(lengths, limits, keep_last=ends_epoch)
+        for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
+            yield ids[begin:end]
+        start += cuts[-1]
+
+
+def _check_lengths(ids: Int64Array, lengths: Int64Array, cap_bytes: int) -> None:
+    if (lengths < 0).any():
+        sample = ids[int(np.argmax(lengths < 0))]
+        raise ManifestError(
+            f"byte-aware batching requires byte_length for every sample; sample {sample} has none. "
+            "Pack the dataset, or leave target_batch_bytes and max_batch_bytes unset"
+        )
+    if (lengths > cap_bytes).any():
+        worst = int(np.argmax(lengths > cap_bytes))
+        raise UnitTooLarge(
+            f"sample {ids[worst]} has {lengths[worst]} bytes, more than max_batch_bytes {cap_bytes}; raise it",
+            needed_bytes=int(lengths[worst]),
+            total_bytes=cap_bytes,
+        )
+
+
+def _full_batches(lengths: Int64Array, limits: BatchLimits, *, keep_last: bool) -> list[int]:
+    """Ends of the batches in a window; the last, perhaps unfinished, one only if ``keep_last`` or it is alone."""
+    assert limits.target_bytes is not None
+    cuts: list[int] = []
+    count = total = 0
+    for position, length in enumerate(lengths.tolist()):
+        full = count == limits.samples or total >= limits.target_bytes or total + length > limits.cap_bytes
+        if count and full:
+            cuts.append(position)
+            count = total = 0
+        count += 1
+        total += length
+    if keep_last or not cuts:
+        cuts.append(len(lengths))
+    return cuts
+
+
+def _unit(manifest: Manifest, index: int, ids: Int64Array, size_of: SizeOf) -> Unit:
+    rows: slice | Int64Array = ids
+    if ids[-1] - ids[0] == len(ids) - 1 and (np.diff(ids) == 1).all():
+        rows = slice(int(ids[0]), int(ids[-1]) + 1)  # neighbours are a view of the map, not a gather from it
+    locations = manifest.location_index[rows].astype(np.int64)
+    lengths = np.array(manifest.length[rows], dtype=np.int64)
+    unsized = np.flatnonzero(lengths < 0)
+    if unsized.size:
+        lengths[unsized] = size_of(locations[unsized])
+    return Unit(
+        index=index,
+        sample_ids=ids,
+        locations=locations,
+        offsets=np.array(manifest.offset[rows], dtype=np.int64),
+        lengths=lengths,
+        crcs=np.array(manifest.crc32c[rows], dtype=np.int64),
+        labels=_labels(index, np.array(manifest.label_id[rows], dtype=np.int64)),
+    )
+
+
+def _labels(index: int, labels: Int64Array) -> Int64Array | None:
+    labelled = labels >= 0
+    if labelled.all():
+        return labels
+    if labelled.any():
+        raise ManifestError(
+            f"batch {index} has mixed labeled/unlabeled samples ({int(labelled.sum())} of {len(labels)} have a "
+            "label); pack with label_mode='imagefolder' or 'none'"
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One ranged read of an object: bytes ``[start, end)`` serve the samples ``[first, last)`` of a sorted list."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def coalesce(offsets: Int64Array, lengths: Int64Array, *, max_gap_bytes: int, max_span_bytes: int) -> list[Span]:
+    """Merge ranges of one object into fewer reads.
+
+    Args:
+        offsets: ascending starts.
+        lengths: bytes of each range; ranges that overlap land in different spans.
+        max_gap_bytes: bytes that are worth reading in vain to save a request.
+        max_span_bytes: where a read is long enough; a single longer range is one read all the same.
+
+    Returns:
+        Spans in ascending order that cover every range of at least one byte.
+    """
+    spans: list[Span] = []
+    first, start, end = 0, -1, -1
+    for index, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+        gap = offset - end
+        if start >= 0 and (not 0 <= gap <= max_gap_bytes or offset + length - start > max_span_bytes):
+            spans.append(Span(start, end, first, index))
+            start = -1
+        if start < 0:
+            first, start = index, offset
+        end = offset + length
+    if start >= 0:
+        spans.append(Span(start, end, first, len(lengths)))
+    return [span for span in spans if span.end > span.start]
