@@ -38,7 +38,5 @@ NB_MODULE(_core, m) {
   penstock::register_budget(m);
   penstock::register_crc(m);
   penstock::register_gather(m);
-#ifdef HAS_MT
   penstock::register_manifest_text(m);
-#endif
 }
