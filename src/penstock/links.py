@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from penstock.errors import LinkError, ManifestError
+from penstock.store.urls import parse_store_url
 
 __all__ = [
     "Link",
@@ -90,9 +91,9 @@ def intent_key(base: str) -> str:
 
 def local_path(url: str) -> Path | None:
     """The folder or file that a base, root or location names on this machine; None for any other scheme."""
-    if url.startswith("file://"):
-        return Path(url.removeprefix("file://"))
-    return None if _SCHEME.match(url) else Path(url)
+    if not url.lower().startswith("file://") and _SCHEME.match(url.strip()):
+        return None
+    return Path(parse_store_url(url).root)
 
 
 def is_absolute_location(location: str) -> bool:

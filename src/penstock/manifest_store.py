@@ -27,7 +27,7 @@ from penstock.links import local_path
 from penstock.manifest import Manifest
 from penstock.store.base import Store
 
-__all__ = ["ManifestStore", "Pointer", "check_hash", "staging_file"]
+__all__ = ["ManifestStore", "Pointer", "check_hash", "staging_file", "staging_folder"]
 
 _PIECE_BYTES = 1 << 20
 
@@ -66,11 +66,11 @@ def staging_file() -> Iterator[IO[bytes]]:
 
     It is gone when it is closed and when the process dies.
     """
-    with tempfile.TemporaryFile(dir=_writable_folder("staging")) as file:
+    with tempfile.TemporaryFile(dir=staging_folder()) as file:
         yield file
 
 
-def _writable_folder(name: str) -> Path:
+def staging_folder(name: str = "staging") -> Path:
     """A folder of the cache, or the system's folder of temporary files where the cache can't be written."""
     folder = config.cache_dir() / name
     with contextlib.suppress(OSError):
@@ -203,7 +203,7 @@ class ManifestStore:
     @contextlib.contextmanager
     def _fetched(self, manifest_hash: str, copy: Path) -> Iterator[Path]:
         """A local copy of a text in an object store: kept as ``copy`` if possible, else for this block."""
-        handle, name = tempfile.mkstemp(dir=_writable_folder(copy.parent.name))
+        handle, name = tempfile.mkstemp(dir=staging_folder(copy.parent.name))
         path = Path(name)
         try:
             with open(handle, "wb") as partial:

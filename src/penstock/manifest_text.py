@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import repeat
-from typing import BinaryIO, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import ConfigError, ManifestError
+from penstock.labels import label_id_of
 from penstock.links import is_absolute_location
 
-__all__ = ["SUPPORTED_VERSIONS", "ManifestWriter", "check_version"]
+__all__ = ["SUPPORTED_VERSIONS", "ManifestWriter", "WrittenManifest", "check_version"]
 
 SUPPORTED_VERSIONS = (0, 1)
 
@@ -27,6 +28,13 @@ Integers: TypeAlias = npt.NDArray[np.int64] | Sequence[int] | None
 
 _LIMIT = 10**18  # readers take numbers of up to 18 digits
 _BLANKS = " \t\n\v\f\r"
+
+
+class WrittenManifest(NamedTuple):
+    """What became of a canonical text: its hash and its rows."""
+
+    hash: str
+    rows: int
 
 
 def check_version(version: int) -> int:
@@ -44,7 +52,7 @@ class ManifestWriter:
         version: 0 or 1; version 0 has no room for checksums and drops them.
     """
 
-    def __init__(self, out: BinaryIO, *, version: int = 1) -> None:
+    def __init__(self, out: IO[bytes], *, version: int = 1) -> None:
         self.version = check_version(version)
         self.rows = 0
         self._out = out
@@ -75,6 +83,8 @@ class ManifestWriter:
         offset_array, length_array = _column(offsets, count), _column(lengths, count)
         _check_texts("location", locations, self.rows)
         _check_texts("decode_hint", hints, self.rows)
+        for hint in {hints} if isinstance(hints, str) else set(hints):
+            label_id_of(hint)
         self._check_locations(locations)
         _check_ranges(offset_array, length_array, self.rows)
         columns: list[Iterator[str]] = [
