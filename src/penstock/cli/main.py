@@ -1,0 +1,101 @@
+"""The entry of the command line: the commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+import typer.main
+from typer.exceptions import TyperException
+
+import penstock
+from penstock import config
+from penstock.cli import doctor, inspect, output, pack, resolve, verify
+from penstock.errors import PenstockError
+
+__all__ = ["app", "main"]
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_LEVELS = {name: name.upper() for name in ("debug", "info", "warning", "error")}
+
+app = typer.Typer(
+    name="penstock",
+    help="Feed accelerators from storage, inside a memory budget that you set.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(pack.pack)
+app.command()(resolve.resolve)
+app.command()(inspect.inspect)
+app.command()(verify.verify)
+app.command()(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the trace of an error; allowed anywhere.")
+    ] = False,
+) -> None:
+    del debug  # main() takes it out of the arguments before they are parsed
+    if version:
+        output.line(penstock.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        output.line(context.get_help())
+        raise typer.Exit(_USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        logging.basicConfig(level=config.choice("LOG", "WARNING", _LEVELS), format="penstock: %(message)s")
+        return _run([argument for argument in given if argument != "--debug"])
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`penstock inspect ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        output.complain("interrupted")
+        return _INTERRUPTED
+    except TyperException as error:
+        output.complain(f"{error}; see penstock --help" if str(error) else "wrong usage; see penstock --help")
+        return _USAGE
+    except PenstockError as error:
+        return _fail(error, str(error), given, debug=debug)
+    except Exception as error:
+        where = "" if debug else "; run it again with --debug for the trace"
+        return _fail(error, f"unexpected {type(error).__name__}: {error}{where}", given, debug=debug)
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    code = command.main(arguments, prog_name="penstock", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: Exception, message: str, given: list[str], *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    output.complain(message)
+    if "--json" in given:
+        output.document({"error": {"type": type(error).__name__, "message": str(error)}})
+    return _FAILED

@@ -1,0 +1,46 @@
+"""``penstock resolve``: a dataset link into the hash of its manifest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli import output
+from penstock.resolve import resolve as resolve_link
+
+__all__ = ["resolve"]
+
+Link = Annotated[
+    str, typer.Argument(metavar="LINK", help="A dataset: base, base@refresh or base@sha256:<hash>.")
+]
+StoreRoot = Annotated[
+    str | None,
+    typer.Option("--store", help="Where manifests are kept; `penstock doctor` says where by default."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def resolve(
+    link: Link,
+    store: StoreRoot = None,
+    dev_manifest: Annotated[
+        str | None, typer.Option(help="A TSV to use instead of indexing the base.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a dataset link into the hash of its manifest, indexing the base if need be."""
+    resolved = resolve_link(link, manifest_store_root=store, dev_manifest_path=dev_manifest)
+    if not as_json:
+        output.line(resolved.hash)
+        return
+    manifest = resolved.manifest
+    output.document(
+        {
+            "manifest_hash": resolved.hash,
+            "link": f"{resolved.base}@sha256:{resolved.hash}",
+            "base": resolved.base,
+            "manifest_version": manifest.version,
+            "samples": manifest.row_count,
+        }
+    )
