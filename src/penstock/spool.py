@@ -11,9 +11,12 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
+
+from penstock.store.oserrors import os_errors
 
 __all__ = ["Entry", "Spool"]
 
@@ -40,8 +43,13 @@ class Spool:
 
         Args:
             folder: where its file is made; None for the system's folder of temporary files.
+
+        Raises:
+            StoreError: the file can't be made; later, ``StoreFull`` when the disk is full.
         """
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".staging-spool-", buffering=1 << 20)  # noqa: SIM115
+        self._place = f"a temporary file in {folder or tempfile.gettempdir()}"
+        with os_errors(self._place, "writing"):
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".staging-spool-", buffering=1 << 20)  # noqa: SIM115
         self._runs: list[tuple[int, int]] = []
 
     def __enter__(self) -> Spool:
@@ -50,7 +58,8 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what couldn't be flushed has been reported, and isn't wanted any more
+            self._file.close()
 
     def extend(self, entries: Iterable[Entry]) -> None:
         """Take in entries, in any order."""
@@ -75,9 +84,10 @@ class Spool:
     def _write_run(self, run: Iterable[Entry]) -> None:
         start = self._file.seek(0, os.SEEK_END)
         pack, write = _RECORD_HEAD.pack, self._file.write
-        for path, size in run:
-            write(pack(size, len(path)) + path)
-        self._file.flush()
+        with os_errors(self._place, "writing"):
+            for path, size in run:
+                write(pack(size, len(path)) + path)
+            self._file.flush()
         end = self._file.tell()
         if end > start:
             self._runs.append((start, end))

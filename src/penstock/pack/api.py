@@ -66,8 +66,9 @@ def pack_dir(
             raise ConfigError(
                 f"{name} is {os.fspath(location)!r}; pack_dir takes folders, pack() takes URLs as well"
             )
-    packed = run(FolderSource(os.fspath(in_dir)), FolderSink(out), options, progress)
-    return _result(packed, "path")
+    source, sink = FolderSource(os.fspath(in_dir)), FolderSink(out)
+    _check_apart(source, sink)
+    return _result(run(source, sink, options, progress), "path")
 
 
 def pack(
@@ -114,6 +115,7 @@ def pack(
     """
     options = _options(shard_mb, label_mode, require_labels, manifest_version)
     source, sink = _source(pack_in), _sink(out)
+    _check_apart(source, sink)
     return _result(run(source, sink, options, progress), "key")
 
 
@@ -135,6 +137,16 @@ def _sink(location: Location) -> Sink:
     from penstock.store import open_store
 
     return ObjectSink(open_store(os.fspath(location)))
+
+
+def _check_apart(source: Source, sink: Sink) -> None:
+    """Refuse a source that lies where the shards or the manifest would go."""
+    if isinstance(source, FolderSource) and isinstance(sink, FolderSink):
+        for folder in (sink.locate("shards"), sink.locate("_mx8")):
+            if source.root.is_relative_to(folder):
+                raise ConfigError(
+                    f"{source.url} lies in {folder}, where the pack would write; choose another out"
+                )
 
 
 def _options(shard_mb: int, label_mode: str, require_labels: bool, manifest_version: int) -> Options:

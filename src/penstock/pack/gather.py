@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,12 @@ from penstock.errors import DeadlineExceeded
 from penstock.pack.plan import FilePiece, Segment, WholeFiles
 from penstock.pack.source import Source
 from penstock.pack.tar import BLOCK_BYTES, extension_of, headers
+from penstock.pack.threads import drain
 
 __all__ = ["SEGMENT_BYTES", "Gathered", "gathered"]
 
 SEGMENT_BYTES = 8 << 20
 SEGMENT_DEADLINE_S = 900.0  # for 8 MiB: beyond any retry of an object store's client
-CLOSE_DEADLINE_S = 60.0  # for reads that are under way when the pack fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def gathered(segments: Iterable[Segment], source: Source) -> Iterator[Gathered]:
             yield _result(filling[0][0])
             filling.popleft()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future, _ in filling], CLOSE_DEADLINE_S)
+        pool.shutdown(wait=False)
+        drain(future for future, _ in filling)
 
 
 def _result(future: Future[Gathered]) -> Gathered:

@@ -18,10 +18,11 @@ from penstock.pack.plan import FilePiece, segments
 from penstock.pack.progress import Progress, ProgressCallback, Stage
 from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, Sink, shard_key
 from penstock.pack.source import Source
-from penstock.pack.spool import Spool
 from penstock.pack.survey import Survey
 from penstock.pack.tar import BLOCK_BYTES
 from penstock.proof import prove
+from penstock.spool import Spool
+from penstock.store.oserrors import os_errors
 
 __all__ = ["Options", "Packed", "run"]
 
@@ -116,6 +117,7 @@ class _Rows:
     """Turns segments into rows of the manifest."""
 
     def __init__(self, sink: Sink, file: BinaryIO, version: int, labels: dict[bytes, int] | None) -> None:
+        self._file_name = sink.locate(MANIFEST_KEY)
         self._writer = ManifestWriter(file, version=version)
         self._locate = shard_key if version == 1 else lambda shard: sink.locate(shard_key(shard))
         self._hints = (
@@ -152,7 +154,8 @@ class _Rows:
         crcs: npt.NDArray[np.int64] | None,
     ) -> None:
         hints = "" if self._hints is None else [self._hints[label_of(path) or b""] for path in paths]
-        self._writer.add(self._locate(shard), offsets, sizes, hints, crcs)
+        with os_errors(self._file_name, "writing"):
+            self._writer.add(self._locate(shard), offsets, sizes, hints, crcs)
 
 
 class _Reporter:

@@ -9,17 +9,16 @@ the next pack into the folder removes, or a dataset without a manifest, which th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from penstock.errors import DeadlineExceeded, PackError, PenstockError
+from penstock.errors import DeadlineExceeded, PackError
 from penstock.pack.lock import FolderLock
 from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
-from penstock.pack.source_folder import os_failure
 from penstock.pack.tar import TRAILER
+from penstock.store.oserrors import os_errors
 
 __all__ = ["FolderSink"]
 
@@ -52,7 +51,7 @@ class FolderSink:
 
     def open(self) -> None:
         """Make the folders, take the lock and remove what dead packs left."""
-        with self._failures(self.root):
+        with os_errors(str(self.root), "writing"):
             try:
                 self._make_folders()
                 self._lock.acquire()
@@ -72,7 +71,7 @@ class FolderSink:
 
     def write(self, shard: int, data: memoryview) -> None:
         """Append to a shard under its staging name."""
-        with self._failures(self._staging(shard_key(shard))):
+        with os_errors(str(self._staging(shard_key(shard))), "writing"):
             if self._fd < 0:
                 self._staged.append(shard_key(shard))
                 self._fd = _create(self._staging(shard_key(shard)))
@@ -80,7 +79,7 @@ class FolderSink:
 
     def end_shard(self) -> None:
         """End the archive; it is flushed to the disk while the next one is being written."""
-        with self._failures(self._staging(self._staged[-1])):
+        with os_errors(str(self._staging(self._staged[-1])), "writing"):
             _write_all(self._fd, memoryview(TRAILER))
         fd, self._fd = self._fd, -1
         self._flushing.append(self._flusher.submit(_flush_and_close, fd))
@@ -88,14 +87,14 @@ class FolderSink:
     def open_manifest(self) -> BinaryIO:
         """The manifest's staging file."""
         path = self._staging(MANIFEST_KEY)
-        with self._failures(path):
+        with os_errors(str(path), "writing"):
             self._manifest = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (publish and abort close it)
         return self._manifest
 
     def publish(self, labels: bytes | None) -> None:
         """Put everything in its place, the manifest last."""
         self._flush_all(labels)
-        with self._failures(self.root):
+        with os_errors(str(self.root), "writing"):
             self._remove(MANIFEST_KEY)
             _sync_folder(self._metadata)
             for key in self._staged:
@@ -130,12 +129,12 @@ class FolderSink:
 
     def _flush_all(self, labels: bytes | None) -> None:
         assert self._manifest is not None, "publish comes after open_manifest"
-        with self._failures(self._staging(MANIFEST_KEY)):
+        with os_errors(str(self._staging(MANIFEST_KEY)), "writing"):
             self._manifest.flush()
             os.fsync(self._manifest.fileno())
             self._manifest.close()
         if labels is not None:
-            with self._failures(self._staging(LABELS_KEY)):
+            with os_errors(str(self._staging(LABELS_KEY)), "writing"):
                 fd = _create(self._staging(LABELS_KEY))
                 try:
                     _write_all(fd, memoryview(labels))
@@ -145,7 +144,7 @@ class FolderSink:
 
     def _wait_for_shards(self) -> None:
         for key, flushing in zip(self._staged, self._flushing, strict=True):
-            with self._failures(self._staging(key)):
+            with os_errors(str(self._staging(key)), "writing"):
                 try:
                     flushing.result(_FLUSH_DEADLINE_S)
                 except TimeoutError:
@@ -196,15 +195,6 @@ class FolderSink:
         while self._made:
             with suppress(OSError):  # somebody else put something there
                 self._made.pop().rmdir()
-
-    @contextmanager
-    def _failures(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except PenstockError:
-            raise
-        except OSError as error:
-            raise os_failure("write", os.fspath(error.filename or path), error.errno or 0) from None
 
 
 def _create(path: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from penstock.errors import SampleChanged
 from penstock.pack.plan import FilePiece, WholeFiles
-from penstock.pack.spool import Entry
+from penstock.spool import Entry
 
 __all__ = ["Source", "changed", "shown"]
 

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from penstock import _core
-from penstock.errors import AccessDenied, ObjectNotFound, PackError, StoreError, StoreFull
+from penstock.errors import PackError
 from penstock.pack.plan import FilePiece, WholeFiles
 from penstock.pack.source import changed, shown
-from penstock.pack.spool import Entry
 from penstock.pack.tar import BLOCK_BYTES
+from penstock.spool import Entry
+from penstock.store.oserrors import error_from_errno, os_errors
 
-__all__ = ["FolderSource", "os_failure"]
+__all__ = ["FolderSource"]
 
 _SKIPPED_NAMES = frozenset({b"_mx8", b"shards"})  # what a pack writes, at any depth
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def os_failure(doing: str, path: str | bytes, number: int) -> StoreError:
-    """The store error that fits an errno.
-
-    Args:
-        doing: what failed, as a verb: ``read`` or ``write``.
-        path: the file or folder.
-        number: the errno.
-    """
-    name = shown(os.fsencode(path))
-    reason = os.strerror(number)
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return ObjectNotFound(f"can't {doing} {name}: {reason}")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return AccessDenied(f"can't {doing} {name}: {reason}; check its permissions")
-    if number in _FULL:
-        return StoreFull(f"can't {doing} {name}: {reason}; make room or choose another place")
-    return StoreError(f"can't {doing} {name}: {reason}")
 
 
 class FolderSource:
@@ -56,11 +37,10 @@ class FolderSource:
             PackError: it isn't a folder.
         """
         self._root = os.path.realpath(os.fsencode(folder))
+        self.root = Path(os.fsdecode(self._root))
         self.url = shown(self._root)
-        try:
+        with os_errors(shown(os.fsencode(folder)), "packing"):
             mode = os.lstat(self._root).st_mode
-        except OSError as error:
-            raise os_failure("pack", folder, error.errno or 0) from None
         if not stat.S_ISDIR(mode):
             raise PackError(
                 f"{shown(os.fsencode(folder))} is not a directory; give the folder that holds the files"
@@ -68,22 +48,15 @@ class FolderSource:
 
     def entries(self) -> Iterator[Entry]:
         """Path and size of every file, depth first; memory grows with the depth only."""
-        prefixes = [b""]
-        listings = [self._scan(b"")]
-        try:
-            while listings:
-                entry = self._next(listings[-1], prefixes[-1])
-                if entry is None:
-                    listings.pop().close()
-                    prefixes.pop()
-                elif isinstance(entry, tuple):
-                    yield entry
-                else:
-                    listings.append(self._scan(entry))
-                    prefixes.append(entry + b"/")
-        finally:
-            for listing in listings:
-                listing.close()
+        listings = [self._list(b"")]
+        while listings:
+            for found in listings[-1]:
+                if isinstance(found, bytes):
+                    listings.append(self._list(found + b"/"))
+                    break
+                yield found
+            else:
+                listings.pop()
 
     def read_files(self, files: WholeFiles, segment: memoryview) -> None:
         """Read each file to its place behind its header, the GIL released."""
@@ -98,48 +71,31 @@ class FolderSource:
     def read_piece(self, piece: FilePiece, data: memoryview) -> None:
         """Fill ``data`` from one file and check that it still has its size."""
         path = self._root + b"/" + piece.path
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                size = os.fstat(fd).st_size
-                filled = 0
-                while filled < len(data):
-                    got = os.preadv(fd, [data[filled:]], piece.begin + filled)
-                    if not got:
-                        break
-                    filled += got
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise os_failure("read", path, error.errno or 0) from None
+        filled = 0
+        with os_errors(shown(path), "reading"), open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            while filled < len(data):
+                got = os.preadv(file.fileno(), [data[filled:]], piece.begin + filled)
+                if not got:
+                    break
+                filled += got
         if size != piece.size or filled < len(data):
             raise changed(shown(path), piece.size, "grew" if size > piece.size else "shrank")
 
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def _scan(self, relative: bytes) -> os._ScandirIterator[bytes]:
-        folder = self._root + b"/" + relative if relative else self._root
-        try:
-            return os.scandir(folder)
-        except OSError as error:
-            raise os_failure("list", folder, error.errno or 0) from None
-
-    def _next(self, listing: Iterator[os.DirEntry[bytes]], prefix: bytes) -> Entry | bytes | None:
-        """The folder's next file as an entry, its next folder as a path, or None at the end."""
-        path = prefix
-        try:
+    def _list(self, prefix: bytes) -> Iterator[Entry | bytes]:
+        """The files of one folder as entries, and its folders as paths."""
+        folder = self._root + b"/" + prefix
+        with os_errors(shown(folder), "listing"), os.scandir(folder) as listing:
             for entry in listing:
                 if entry.name in _SKIPPED_NAMES:
                     continue
-                path = prefix + entry.name
                 if entry.is_file(follow_symlinks=False):
-                    return path, entry.stat(follow_symlinks=False).st_size
-                if entry.is_dir(follow_symlinks=False):
-                    return path
-        except OSError as error:
-            raise os_failure("list", self._root + b"/" + path, error.errno or 0) from None
-        return None
+                    yield prefix + entry.name, entry.stat(follow_symlinks=False).st_size
+                elif entry.is_dir(follow_symlinks=False):
+                    yield prefix + entry.name
 
 
 def _read_failure(status: int, path: bytes, size: int, detail: int) -> Exception:
@@ -147,4 +103,4 @@ def _read_failure(status: int, path: bytes, size: int, detail: int) -> Exception
         return changed(shown(path), size, "grew")
     if status == _core.READ_TOO_SHORT:
         return changed(shown(path), size, "shrank")
-    return os_failure("read", path, detail)
+    return error_from_errno(detail, shown(path), "reading")

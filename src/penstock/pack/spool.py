@@ -1,5 +1,0 @@
-"""The sorted list on disk that indexing shares."""
-
-from penstock.spool import Entry, Spool
-
-__all__ = ["Entry", "Spool"]
