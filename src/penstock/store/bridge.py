@@ -1,0 +1,82 @@
+"""Runs the object-store client's coroutines for callers that just want to wait.
+
+The client's own blocking calls can't be interrupted: Ctrl-C would wait for the request's deadline. So its
+asynchronous ones run on one background thread, and the caller waits for the result with a deadline that Ctrl-C
+cuts short; giving up cancels the request itself. The thread is a daemon that is stopped when the interpreter exits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from penstock.errors import StoreError
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+_STOP_DEADLINE_S = 2.0
+
+_guard = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+_owner_pid = 0
+
+
+def run(start: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+    """Wait for what ``start`` begins, for at most ``timeout_s`` seconds.
+
+    Args:
+        start: makes the awaitable; called on the background thread.
+        timeout_s: the deadline.
+
+    Raises:
+        TimeoutError: the deadline passed; the work was cancelled.
+        StoreError: this process was forked from one that had used an object store.
+    """
+
+    async def started() -> T:
+        return await start()
+
+    future = asyncio.run_coroutine_threadsafe(started(), _running_loop())
+    try:
+        return future.result(timeout_s)
+    finally:
+        future.cancel()  # does nothing to work that ended
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop, _thread, _owner_pid  # noqa: PLW0603 - one thread per process is the point
+    with _guard:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            _thread = threading.Thread(target=_loop.run_forever, name="penstock-store", daemon=True)
+            _owner_pid = os.getpid()
+            _thread.start()
+            atexit.register(_stop)
+        if _owner_pid != os.getpid():
+            raise StoreError(
+                f"process {os.getpid()} was forked from process {_owner_pid} after that had used an object store; "
+                'threads and connections don\'t survive a fork: start workers with "spawn" or "forkserver", or '
+                "open the store only in the workers"
+            )
+        return _loop
+
+
+def _stop() -> None:
+    if _loop is None or _thread is None or _owner_pid != os.getpid():
+        return
+    _loop.call_soon_threadsafe(_cancel_all, _loop)
+    _thread.join(_STOP_DEADLINE_S)
+    if not _thread.is_alive():
+        _loop.close()
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.call_soon(loop.call_soon, loop.stop)  # two turns: one for the tasks to take note, one to end

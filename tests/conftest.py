@@ -1,0 +1,47 @@
+"""Fixtures that several kinds of tests share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from s3_server import BUCKET, S3Server
+
+from penstock.testing.fault_proxy import FaultProxy
+
+_STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of whoever runs it, nor sends loopback traffic through their HTTP proxy."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(_STORE_VARIABLES) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started when the first test asks for it."""
+    server = S3Server.start(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_root(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty prefix of the server's bucket, reachable through this test's environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def s3_proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy in front of the server that goes wrong on request; ``s3_root`` is reached through it."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy

@@ -1,0 +1,175 @@
+"""A real S3 server for the tests: SeaweedFS on free loopback ports, started once for a session.
+
+`S3Server.start` returns when a signed PUT succeeded, and raises with the end of the server's log when
+that takes longer than its deadline. Its files lie in the folder it was given; telemetry is off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+START_DEADLINE_S = 60.0
+ACCESS_KEY_ID = "penstock-test-key"
+SECRET_ACCESS_KEY = "penstock-test-secret"
+BUCKET = "penstock"
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def find_weed() -> str | None:
+    """The server's program: beside this interpreter, where the package puts it, else on PATH."""
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+@dataclass
+class S3Server:
+    """A running server; `environment` is what a client needs to reach it."""
+
+    process: subprocess.Popen[bytes]
+    endpoint: str
+    filer: str
+    log: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+            "AWS_REGION": "us-east-1",
+        }
+
+    @classmethod
+    def start(cls, folder: Path) -> S3Server:
+        weed = find_weed()
+        if weed is None:
+            raise RuntimeError("no `weed` program; install the test extra: pip install 'penstock[test]'")
+        (folder / "data").mkdir(parents=True)
+        config = folder / "s3.json"
+        config.write_text(json.dumps(_identities()))
+        log = folder / "weed.log"
+        ports = free_ports(8)
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [weed, *_arguments(folder, config, ports)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                cwd=folder,
+            )
+        server = cls(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", log)
+        try:
+            server._wait_until_ready()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        reason = "it never answered"
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"SeaweedFS ended with {self.process.returncode}:\n{self.tail()}")
+            try:
+                self.client().put("ready", b"yes")  # makes the bucket as well
+                return
+            except BaseError as error:
+                reason = str(error)
+            time.sleep(0.1)  # nothing of another program's start can be waited for but its port
+        raise RuntimeError(f"SeaweedFS not ready after {START_DEADLINE_S:.0f} s ({reason}):\n{self.tail()}")
+
+    def client(self, bucket: str = BUCKET) -> S3Store:
+        """A bare client, for what a test does behind the back of the code under test."""
+        return S3Store(
+            bucket,
+            endpoint=self.endpoint,
+            access_key_id=ACCESS_KEY_ID,
+            secret_access_key=SECRET_ACCESS_KEY,
+            region="us-east-1",
+            client_options={"allow_http": True, "timeout": "10s"},
+            retry_config={"max_retries": 0},
+        )
+
+    def tail(self, size: int = 4000) -> str:
+        return self.log.read_bytes()[-size:].decode(errors="replace")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+
+
+def _die_with_parent() -> None:
+    """Even a killed test run leaves no server behind (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _identities() -> dict[str, object]:
+    keys = [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}]
+    return {
+        "identities": [{"name": "tests", "credentials": keys, "actions": ["Admin", "Read", "Write", "List"]}]
+    }
+
+
+def _arguments(folder: Path, config: Path, ports: list[int]) -> list[str]:
+    s3, filer, master, volume, s3_grpc, filer_grpc, master_grpc, volume_grpc = ports
+    options: dict[str, object] = {
+        "dir": folder / "data",
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "master.port": master,
+        "master.port.grpc": master_grpc,
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64,
+        "volume.port": volume,
+        "volume.port.grpc": volume_grpc,
+        "volume.max": 40,
+        "volume.preStopSeconds": 0,
+        "filer": "true",
+        "filer.port": filer,
+        "filer.port.grpc": filer_grpc,
+        "filer.localSocket": folder / "filer.sock",
+        "s3": "true",
+        "s3.port": s3,
+        "s3.port.grpc": s3_grpc,
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.localSocket": folder / "s3.sock",
+        "s3.config": config,
+    }
+    return ["server", *(f"-{name}={value}" for name, value in options.items())]
+
+
+if __name__ == "__main__":  # a server to play with: python tests/s3_server.py FOLDER
+    running = S3Server.start(Path(sys.argv[1]))
+    print("\n".join(f"export {name}={value}" for name, value in running.environment.items()), flush=True)
+    try:
+        running.process.wait()
+    finally:
+        running.stop()
