@@ -12,6 +12,8 @@ MAKEFLAGS += --no-print-directory
 
 PY := .venv/bin/python
 CORE := CMakeLists.txt $(shell find core -name '*.cpp' -o -name '*.h')
+# The editable install knows the packages that were there when it was made.
+PACKAGES := $(shell find src -name __init__.py)
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -22,7 +24,7 @@ setup: .venv/.core
 	@scripts/setup packages
 	@touch $@
 
-.venv/.core: .venv/.packages $(CORE)
+.venv/.core: .venv/.packages $(CORE) $(PACKAGES)
 	@scripts/setup core
 	@touch $@
 

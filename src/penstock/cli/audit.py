@@ -88,8 +88,7 @@ def audit(resolved: Resolved, progress: Callable[[Audit], None]) -> Audit:
 
 def _total_bytes(manifest: Manifest) -> int:
     return sum(
-        int(np.maximum(manifest.length[start : start + _ROWS], 0).sum())
-        for start in range(0, len(manifest), _ROWS)
+        int(np.maximum(manifest.length[start : start + _ROWS], 0).sum()) for start in range(0, len(manifest), _ROWS)
     )
 
 
@@ -133,9 +132,7 @@ def _count_good(state: Audit, manifest: Manifest, ids: Int64Array) -> None:
     state.unchecked_samples += int((manifest.crc32c[ids] < 0).sum())
 
 
-def _check_one_by_one(
-    resolved: Resolved, ids: Int64Array, state: Audit, progress: Callable[[Audit], None]
-) -> None:
+def _check_one_by_one(resolved: Resolved, ids: Int64Array, state: Audit, progress: Callable[[Audit], None]) -> None:
     for sample_id in ids.tolist():
         before = state.read_bytes
         try:
@@ -148,9 +145,7 @@ def _check_one_by_one(
                 return
 
 
-def _check_streaming(
-    resolved: Resolved, sample_id: int, state: Audit, progress: Callable[[Audit], None]
-) -> None:
+def _check_streaming(resolved: Resolved, sample_id: int, state: Audit, progress: Callable[[Audit], None]) -> None:
     """Read one sample of any size, a piece at a time."""
     manifest = resolved.manifest
     root, key = split_location(location_of(resolved, sample_id))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import output
-from penstock.cli.facts import Fact, facts
+from penstock.cli.facts import Fact, facts, store_facts
 from penstock.cli.resolve import AsJson
 
 __all__ = ["doctor"]
@@ -18,24 +18,18 @@ _MARKS = {"ok": " ", "note": "!", "bad": "X"}
 
 
 def doctor(
-    url: Annotated[
-        str | None, typer.Argument(help="A store to try as well: s3://bucket/prefix, a folder, ...")
-    ] = None,
+    url: Annotated[str | None, typer.Argument(help="A store to try as well: s3://bucket/prefix, a folder, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has and what Penstock will use; exit code 1 if something can't work."""
     found = list(facts())
     if url is not None:
-        found += _try_store(url)
+        found += store_facts(url)
     if as_json:
         output.document({"facts": [asdict(fact) for fact in found]})
     else:
         _render(found)
     raise typer.Exit(1 if any(fact.health == "bad" for fact in found) else 0)
-
-
-def _try_store(url: str) -> list[Fact]:
-    return []
 
 
 def _render(found: list[Fact]) -> None:

@@ -17,8 +17,9 @@ import penstock
 from penstock import _core, config
 from penstock.errors import PenstockError
 from penstock.sizes import available_memory_bytes, format_bytes
+from penstock.store import preflight
 
-__all__ = ["Fact", "Health", "facts"]
+__all__ = ["Fact", "Health", "facts", "store_facts"]
 
 Health = Literal["ok", "note", "bad"]
 
@@ -70,11 +71,7 @@ def _machine() -> Iterator[Fact]:
     yield Fact("machine", "CPUs", f"{usable} usable of {os.cpu_count()}")
     total = int(psutil.virtual_memory().total)
     allowed = available_memory_bytes()
-    limited = (
-        f", a memory cgroup allows {format_bytes(allowed)}"
-        if allowed < total
-        else ", no cgroup limit below it"
-    )
+    limited = f", a memory cgroup allows {format_bytes(allowed)}" if allowed < total else ", no cgroup limit below it"
     yield Fact("machine", "memory", format_bytes(total) + limited)
 
 
@@ -132,9 +129,7 @@ def _places() -> Iterator[Fact]:
     root = config.default_manifest_store_root()
     if root.value is not None:
         yield _place("manifest store", root.value, root.source)
-    yield _place(
-        "columnar manifests", str(config.cache_dir() / "manifests"), config.setting("CACHE_DIR").source
-    )
+    yield _place("columnar manifests", str(config.cache_dir() / "manifests"), config.setting("CACHE_DIR").source)
 
 
 def _place(name: str, location: str, source: str) -> Fact:
@@ -177,6 +172,25 @@ def _wrong_settings() -> Iterator[Fact]:
         yield Fact("decoding", "images", f"Pillow, {settings.threads} threads a batch")
     except PenstockError as error:
         yield Fact("decoding", "images", str(error), "bad", "unset it or give one of the choices")
+
+
+def store_facts(url: str) -> Iterator[Fact]:
+    """Whether a store can be reached, and what its client was told; asks the store, within seconds.
+
+    Raises:
+        ConfigError: ``url`` is no store's address.
+    """
+    found = preflight(url)
+    topic = f"store {found.url}"
+    for setting in found.settings:
+        yield Fact(topic, setting.name, f"{setting.shown}, from {setting.source}")
+    for step in found.tried:
+        yield Fact(topic, "tried", step)
+    if found.reachable:
+        waited = "" if found.latency_s is None else f" in {found.latency_s * 1000:.0f} ms"
+        yield Fact(topic, "reachable", f"yes{waited}")
+    else:
+        yield Fact(topic, "reachable", found.error or "no", "bad")
 
 
 def masked(name: str, value: str) -> str:

@@ -41,9 +41,10 @@ def inspect(
         output.table(rows, header=("id", "label", "samples"), right=(0, 2))
     if summary.examples:
         output.line("\nsome samples")
-        rows = [_example(example) for example in summary.examples]
         output.table(
-            rows, header=("id", "bytes", "label", "crc32c", "offset", "location"), right=(0, 1, 2, 4)
+            [_example(example) for example in summary.examples],
+            header=("id", "bytes", "label", "crc32c", "offset", "location"),
+            right=(0, 1, 2, 4),
         )
 
 

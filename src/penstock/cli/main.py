@@ -41,9 +41,7 @@ app.command()(doctor.doctor)
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the trace of an error; allowed anywhere.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error; allowed anywhere.")] = False,
 ) -> None:
     del debug  # main() takes it out of the arguments before they are parsed
     if version:
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.complain("interrupted")
         return _INTERRUPTED
     except TyperException as error:
-        output.complain(f"{error}; see penstock --help" if str(error) else "wrong usage; see penstock --help")
+        output.complain(_usage_message(error))
         return _USAGE
     except PenstockError as error:
         return _fail(error, str(error), given, debug=debug)
@@ -90,6 +88,13 @@ def _run(arguments: list[str]) -> int:
     code = command.main(arguments, prog_name="penstock", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
+
+
+def _usage_message(error: TyperException) -> str:
+    # What is raised is a click UsageError; typer carries click inside and doesn't export that name.
+    message: str = getattr(error, "format_message", error.__str__)()
+    context: typer.Context | None = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {context.command_path if context else 'penstock'} --help"
 
 
 def _fail(error: Exception, message: str, given: list[str], *, debug: bool) -> int:

@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from penstock.sizes import format_bytes
 
@@ -24,8 +24,7 @@ def plain_text(text: object) -> str:
     """Text that any terminal can show on one line: no control characters, no bytes that aren't UTF-8."""
     shown = str(text).encode("utf-8", "backslashreplace").decode()
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in shown.replace("\n", " ")
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown.replace("\n", " ")
     )
 
 
@@ -47,22 +46,14 @@ def complain(message: str) -> None:
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
     """Rows of text in aligned columns; those whose numbers stand in ``right`` are aligned to the right."""
-    grid = Table(
-        box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
-    )
-    for number in range(max(map(len, [*rows, header]), default=0)):
-        grid.add_column(
-            header[number] if header else "", justify="right" if number in right else "left", overflow="fold"
-        )
-    for row in rows:
-        grid.add_row(*map(plain_text, row))
-    _console(sys.stdout).print(grid)
-
-
-def _console(stream: TextIO) -> Console:
-    """Made anew each time, so that it follows a redirected stream; a log is never wrapped."""
-    width = None if stream.isatty() else 10_000
-    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
+    cells = [[plain_text(cell) for cell in row] for row in ([header, *rows] if header else rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = [
+            " " * (width - cell_len(cell)) + cell if number in right else cell + " " * (width - cell_len(cell))
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line("  ".join(padded).rstrip())
 
 
 def progress_line(what: str, done_bytes: int, total_bytes: int, elapsed_s: float, note: str = "") -> str:
@@ -78,9 +69,7 @@ def progress_line(what: str, done_bytes: int, total_bytes: int, elapsed_s: float
     rate = done_bytes / elapsed_s if elapsed_s > 0 else 0.0
     parts = [format_bytes(done_bytes)]
     if total_bytes:
-        parts = [
-            f"{100 * done_bytes // total_bytes} %, {format_bytes(done_bytes)} of {format_bytes(total_bytes)}"
-        ]
+        parts = [f"{100 * done_bytes // total_bytes} %, {format_bytes(done_bytes)} of {format_bytes(total_bytes)}"]
     if rate:
         parts.append(f"{format_bytes(rate)}/s")
     if rate and total_bytes > done_bytes:
@@ -108,7 +97,7 @@ class ProgressReport:
                 BarColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
-                console=_console(sys.stderr),
+                console=Console(stderr=True, markup=False, highlight=False),
                 transient=True,
             )
             self._task = self._bar.add_task(what, total=None, note="")

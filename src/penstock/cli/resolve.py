@@ -11,9 +11,7 @@ from penstock.resolve import resolve as resolve_link
 
 __all__ = ["resolve"]
 
-Link = Annotated[
-    str, typer.Argument(metavar="LINK", help="A dataset: base, base@refresh or base@sha256:<hash>.")
-]
+Link = Annotated[str, typer.Argument(metavar="LINK", help="A dataset: base, base@refresh or base@sha256:<hash>.")]
 StoreRoot = Annotated[
     str | None,
     typer.Option("--store", help="Where manifests are kept; `penstock doctor` says where by default."),
@@ -24,9 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def resolve(
     link: Link,
     store: StoreRoot = None,
-    dev_manifest: Annotated[
-        str | None, typer.Option(help="A TSV to use instead of indexing the base.")
-    ] = None,
+    dev_manifest: Annotated[str | None, typer.Option(help="A TSV to use instead of indexing the base.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a dataset link into the hash of its manifest, indexing the base if need be."""

@@ -1,0 +1,61 @@
+"""A small network, and one step of training it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+
+class Model:
+    """Three convolutions and a linear layer, with the optimiser that trains them."""
+
+    def __init__(self, class_count: int, side: int) -> None:
+        torch.manual_seed(0)
+        self._network = nn.Sequential(
+            nn.Conv2d(3, 16, 5, stride=2, padding=2),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, class_count),
+        )
+        self._optimiser = torch.optim.Adam(self._network.parameters(), lr=3e-3)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=8)
+        # What torch allocates once, at the first step, must not look like the loader's memory.
+        self._network.eval()
+        with torch.no_grad():
+            self._network(torch.zeros(2, 3, side, side))
+        self._network.train()
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+        """Train on one batch; returns the loss and the accuracy on it before."""
+        scores = self._network(images)
+        loss = nn.functional.cross_entropy(scores, labels)
+        right = int((scores.argmax(1) == labels).sum())
+        self._recent.append((right, len(labels)))
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        return float(loss), right / len(labels)
+
+    @property
+    def recent(self) -> int:
+        """Images that ``recent_accuracy`` is about."""
+        return sum(count for _, count in self._recent)
+
+    def recent_accuracy(self) -> float:
+        """Share of the last few batches that was classified right, before training on them."""
+        return sum(right for right, _ in self._recent) / max(self.recent, 1)
