@@ -34,6 +34,7 @@ void translate(const std::exception_ptr& pointer, void*) {
 
 NB_MODULE(_core, m) {
   m.doc() = "The core: what touches every byte. Its typed faces are penstock.budget and penstock.loader.";
+  nb::set_leak_warnings(false);  // a program may end while a batch of its own is alive: that is no leak
   nb::register_exception_translator(translate);
   penstock::register_budget(m);
   penstock::register_crc(m);
