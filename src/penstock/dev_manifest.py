@@ -12,8 +12,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from penstock.errors import AccessDenied, ManifestError, ObjectNotFound, StoreError
+from penstock.errors import ManifestError
 from penstock.manifest_text import ManifestWriter, WrittenManifest
+from penstock.store.oserrors import os_errors
 
 __all__ = ["DevRow", "parse_dev_row", "write_dev_manifest"]
 
@@ -81,22 +82,17 @@ def write_dev_manifest(path: Path, out: IO[bytes], *, version: int) -> WrittenMa
         The text's hash and its rows.
 
     Raises:
-        ObjectNotFound: there is no such file.
+        ObjectNotFound: there is no such file. Another StoreError: it can't be read.
         ManifestError: a line that doesn't parse, by its number; or ids that aren't exactly 0 to N-1.
     """
-    try:
-        with path.open("rb") as table:
-            places = _ordered_places(table, path)
-            writer = ManifestWriter(out, version=version)
-            if len(places):
-                _write_rows(table, places, writer, path)
-            return WrittenManifest(writer.finish(), writer.rows)
-    except FileNotFoundError:
-        raise ObjectNotFound(f"dev manifest {path} does not exist; check dev_manifest_path") from None
-    except PermissionError as error:
-        raise AccessDenied(f"can't read dev manifest {path}: {error}") from None
-    except OSError as error:
-        raise StoreError(f"can't read dev manifest {path}: {error}") from error
+    with os_errors(str(path), "reading dev manifest"):
+        table = path.open("rb")
+    with table:
+        places = _ordered_places(table, path)
+        writer = ManifestWriter(out, version=version)
+        if len(places):
+            _write_rows(table, places, writer, path)
+        return WrittenManifest(writer.finish(), writer.rows)
 
 
 def _number(name: str, text: str) -> int:

@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from penstock.errors import AccessDenied, ConfigError, ObjectNotFound, PreconditionFailed, StoreError
+from penstock.errors import ConfigError, ObjectNotFound, PreconditionFailed, StoreError
 from penstock.links import local_path
 from penstock.store.base import Store
+from penstock.store.oserrors import os_errors
 
 __all__ = ["IntentLock", "is_stale", "lock_text", "lock_time_ms"]
 
@@ -180,15 +181,9 @@ class _OwnerFile:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with os_errors(str(path), "locking"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except PermissionError as error:
-            raise AccessDenied(
-                f"can't lock {path}: {error}; give a manifest store that can be written"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"can't lock {path}: {error}") from error
 
     def take(self) -> bool:
         """Whether no living process holds it; closes the file otherwise."""

@@ -27,7 +27,7 @@ __all__ = ["Manifest", "ManifestWriter"]
 _PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Manifest:
     """An immutable list of samples, in columns that are read-only views of a mapped file.
 
@@ -63,6 +63,9 @@ class Manifest:
 
     def __len__(self) -> int:
         return self.row_count
+
+    def __repr__(self) -> str:
+        return f"Manifest(hash={self.hash!r}, version={self.version}, row_count={self.row_count})"
 
     @property
     def location_count(self) -> int:

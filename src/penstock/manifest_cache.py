@@ -180,10 +180,10 @@ def _map_file(file: IO[bytes]) -> Any:
 
 
 def _buffers(batch: Any) -> list[Any]:
-    """Every buffer with values, in a fixed order."""
+    """Every buffer with values, in a fixed order; an empty column's are left out, as files differ in them."""
     location = batch.column(0)
     arrays = [location.indices, location.dictionary, *batch.columns[1:]]
-    return [buffer for array in arrays for buffer in array.buffers() if buffer is not None]
+    return [buffer for array in arrays if len(array) for buffer in array.buffers() if buffer is not None]
 
 
 def _chain(buffers: list[Any]) -> int:

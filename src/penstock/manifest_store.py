@@ -26,6 +26,7 @@ from penstock.intent_lock import IntentLock
 from penstock.links import local_path
 from penstock.manifest import Manifest
 from penstock.store.base import Store
+from penstock.store.oserrors import os_errors
 
 __all__ = ["ManifestStore", "Pointer", "check_hash", "staging_file", "staging_folder"]
 
@@ -65,8 +66,12 @@ def staging_file() -> Iterator[IO[bytes]]:
     """A temporary file without a name, in the cache folder if that can be written.
 
     It is gone when it is closed and when the process dies.
+
+    Raises:
+        StoreError: the operating system failed in the block; StoreFull when no room is left.
     """
-    with tempfile.TemporaryFile(dir=staging_folder()) as file:
+    folder = staging_folder()
+    with os_errors(str(folder), "staging a manifest in"), tempfile.TemporaryFile(dir=folder) as file:
         yield file
 
 
@@ -206,7 +211,7 @@ class ManifestStore:
         handle, name = tempfile.mkstemp(dir=staging_folder(copy.parent.name))
         path = Path(name)
         try:
-            with open(handle, "wb") as partial:
+            with os_errors(name, "copying a manifest to"), open(handle, "wb") as partial:
                 for piece in self._pieces(manifest_hash):
                     partial.write(piece)
             with contextlib.suppress(OSError):

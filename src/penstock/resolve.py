@@ -17,7 +17,7 @@ from penstock.dev_manifest import write_dev_manifest
 from penstock.errors import DeadlineExceeded, EmptyDataset, PreconditionFailed
 from penstock.index import canonical_base, write_index
 from penstock.intent_lock import IntentLock
-from penstock.links import Link, intent_key, join_location, parse_link
+from penstock.links import Link, intent_key, join_location, local_path, parse_link
 from penstock.manifest import Manifest
 from penstock.manifest_store import ManifestStore, Pointer, staging_file
 from penstock.manifest_text import check_version
@@ -139,7 +139,7 @@ class _Request:
         if self.link.pinned_hash is not None:
             self._prove("pinned", self.link.pinned_hash)
             return self.link.pinned_hash
-        key = intent_key(self.link.base)
+        key = intent_key(_intent_base(self.link.base))
         if self.link.kind == "refresh":
             prove("snapshot_refresh_requested", base=self.link.base)
         before = self.store.pointer(key)
@@ -203,3 +203,11 @@ class _Request:
 
     def _prove(self, mode: str, manifest_hash: str) -> None:
         prove("snapshot_resolved", mode=mode, base=self.link.base, hash=manifest_hash)
+
+
+def _intent_base(base: str) -> str:
+    """What stands for a base in the store: a folder named from here isn't the one of that name elsewhere."""
+    path = local_path(base)
+    if path is None or Path(base.strip()).is_absolute() or not path.is_dir():
+        return base
+    return str(path)
