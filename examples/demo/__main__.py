@@ -7,6 +7,7 @@ on a folder of your own that has one folder of images for each class. Everything
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,8 +26,9 @@ from penstock.sizes import format_bytes, parse_bytes
 from penstock.vision import ImageFolderLoader
 
 OUT = Path("out/demo")
+MANIFESTS = OUT / "manifests"
 BATCH_SIZE = 32
-SIDE = 96
+SIDE = 64
 
 
 def main() -> int:
@@ -35,16 +37,15 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="a folder with one folder of images for each class")
     parser.add_argument("--cap", help='the memory cap, such as "16MiB" (default: a few batches)')
     arguments = parser.parse_args()
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    os.environ.setdefault("PENSTOCK_CACHE_DIR", str(OUT / "cache"))
     started = time.monotonic()
 
     folder = arguments.data or photographs.image_folder(OUT, console.print)
     packed = OUT / "packed"
     console.print(f"packing {folder} ...")
     result = penstock.pack_dir(folder, out=packed, label_mode="imagefolder")
-    link = f"{packed}@sha256:{result['manifest_hash']}"
-    penstock.resolve_manifest_hash(f"{packed}@refresh")
-    manifest = resolve(link).manifest
+    manifest = resolve(f"{packed}@refresh", manifest_store_root=str(MANIFESTS)).manifest
     dataset_bytes = int(manifest.length.sum())
     cap_bytes = parse_bytes(arguments.cap, name="--cap") if arguments.cap else few_batches(manifest.length)
     console.print(
@@ -52,9 +53,10 @@ def main() -> int:
         f"training one epoch with max_inflight_bytes = {format_bytes(cap_bytes)}"
     )
 
-    model = training.Model(int(manifest.label_id.max()) + 1, SIDE)
+    model = training.warm_model(int(manifest.label_id.max()) + 1, BATCH_SIZE, SIDE)
     with ImageFolderLoader(
-        link,
+        f"{packed}@sha256:{manifest.hash}",
+        manifest_store_root=str(MANIFESTS),
         batch_size_samples=BATCH_SIZE,
         resize_hw=(SIDE, SIDE),
         max_inflight_bytes=cap_bytes,
@@ -103,7 +105,7 @@ def report(console: Console, facts: dict[str, str]) -> None:
     for name, value in facts.items():
         table.add_row(name, value)
     console.print()
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print()
 
 

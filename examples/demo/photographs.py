@@ -23,8 +23,8 @@ PICTURES = {
     "rocket": ("skimage", "data/rocket.jpg"),
     "temple": ("sklearn", "datasets/images/china.jpg"),
 }
-IMAGES_PER_CLASS = 160
-SIZES = (224, 416)  # pixels of a side
+IMAGES_PER_CLASS = 200
+SIZES = (256, 480)  # pixels of a side
 SEED = 20_250_101
 
 

@@ -16,7 +16,7 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 class Model:
     """Three convolutions and a linear layer, with the optimiser that trains them."""
 
-    def __init__(self, class_count: int, side: int) -> None:
+    def __init__(self, class_count: int) -> None:
         torch.manual_seed(0)
         self._network = nn.Sequential(
             nn.Conv2d(3, 16, 5, stride=2, padding=2),
@@ -34,11 +34,6 @@ class Model:
         )
         self._optimiser = torch.optim.Adam(self._network.parameters(), lr=3e-3)
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
-        # What torch allocates once, at the first step, must not look like the loader's memory.
-        self._network.eval()
-        with torch.no_grad():
-            self._network(torch.zeros(2, 3, side, side))
-        self._network.train()
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Train on one batch; returns the loss and the accuracy on it before."""
@@ -49,7 +44,7 @@ class Model:
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
-        return float(loss), right / len(labels)
+        return loss.item(), right / len(labels)
 
     @property
     def recent(self) -> int:
@@ -59,3 +54,14 @@ class Model:
     def recent_accuracy(self) -> float:
         """Share of the last few batches that was classified right, before training on them."""
         return sum(right for right, _ in self._recent) / max(self.recent, 1)
+
+
+def warm_model(class_count: int, batch_size: int, side: int) -> Model:
+    """A fresh model, after another one has made torch allocate what it allocates once.
+
+    Otherwise torch's own growth in the first steps would look like the loader's.
+    """
+    another = Model(class_count)
+    for _ in range(3):
+        another.step(torch.zeros(batch_size, 3, side, side), torch.zeros(batch_size, dtype=torch.int64))
+    return Model(class_count)
