@@ -76,7 +76,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         PenstockError: torch or Pillow isn't installed; the message names it.
     """
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         dataset_link: str,
         *,
@@ -160,8 +160,8 @@ class _DecodeImages:
         hw = self._hw
         pixels_charge = charge.split(self._pixel_bytes(len(unit.sample_ids), hw))
         raw = charge.region()
-        self._fetcher.fetch(unit, memoryview(raw))  # type: ignore[arg-type]
-        images = _open_images(unit, memoryview(raw))  # type: ignore[arg-type]
+        self._fetcher.fetch(unit, memoryview(raw))
+        images = _open_images(unit, memoryview(raw))
         if self._resize_hw is None:
             actual = _common_size(unit, images)
             if actual != hw:
@@ -175,7 +175,7 @@ class _DecodeImages:
         return count * _CHANNELS * hw[0] * hw[1] * self._dtype.itemsize
 
     def _decode(self, unit: Unit, images: list[Any], region: Region, hw: tuple[int, int]) -> npt.NDArray[Any]:
-        flat = np.frombuffer(region, dtype=self._dtype)  # type: ignore[call-overload]
+        flat: npt.NDArray[Any] = np.frombuffer(memoryview(region), dtype=self._dtype)
         out = flat.reshape(len(images), _CHANNELS, *hw)
 
         def decode(index: int) -> None:

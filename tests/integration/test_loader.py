@@ -444,7 +444,8 @@ def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedPro
 def test_a_program_that_ends_with_a_half_read_loader_exits_cleanly(packed, tmp_path):
     code = (
         "import sys, penstock\n"
-        "loader = penstock.load(sys.argv[1], batch_size_samples=1, prefetch_batches=4, manifest_store_root=sys.argv[2])\n"
+        "link, store = sys.argv[1:]\n"
+        "loader = penstock.load(link, batch_size_samples=1, prefetch_batches=4, manifest_store_root=store)\n"
         "batch = next(loader)\n"
         "view = batch.view\n"
         "print(len(batch))\n"

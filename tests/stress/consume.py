@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from tests.cgroup import unreclaimable_bytes
+
 import penstock
 from penstock.errors import BudgetHeld
-from tests.cgroup import unreclaimable_bytes
 
 
 def consume(loader, how: str) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.cgroup import memory_cgroup
 
 import penstock
-from tests.cgroup import memory_cgroup
 
 CAP = 24 << 20
 OVERHEAD = 4 << 20  # what docs/memory_contract.md states for one loader of local shards

@@ -54,12 +54,12 @@ class Batch:
     @property
     def sample_ids(self) -> list[int]:
         """Row of each sample in the manifest."""
-        return self._sample_ids.tolist()
+        return list(map(int, self._sample_ids))
 
     @property
     def offsets(self) -> list[int]:
         """Where each sample starts in the payload, and the payload's end: n + 1 numbers, the first 0."""
-        return self._offsets.tolist()
+        return list(map(int, self._offsets))
 
     @property
     def label_ids(self) -> list[int] | None:
@@ -95,7 +95,7 @@ class Batch:
         """
         if self._region is None:
             raise ClosedError("this batch was released; take views before release(), they stay valid")
-        return memoryview(self._region)  # type: ignore[arg-type]
+        return memoryview(self._region)
 
     def sample(self, index: int) -> memoryview:
         """The bytes of one sample without a copy; holds the batch's charge."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +38,8 @@ from penstock.store.base import Buffer
 
 __all__ = ["Fetcher"]
 
+T = TypeVar("T")
+
 _OPEN_FILES = 128  # shards kept open; an epoch in shuffled order comes back to each of them in every batch
 _OBJECT_GAP_BYTES = 256 << 10  # at 1 GB/s and 1 ms a request, reading this much in vain is the cheaper way
 _OBJECT_SPAN_BYTES = 8 << 20
@@ -53,6 +58,35 @@ class _File:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows of a unit, and where in ``dest`` the samples of the whole unit belong."""
+
+    unit: Unit
+    rows: Int64Array
+    dest: Buffer
+    unit_dest_offsets: Int64Array
+
+    def of(self, rows: Int64Array) -> _Part:
+        return _Part(self.unit, rows, self.dest, self.unit_dest_offsets)
+
+    @property
+    def offsets(self) -> Int64Array:
+        return self.unit.offsets[self.rows]
+
+    @property
+    def lengths(self) -> Int64Array:
+        return self.unit.lengths[self.rows]
+
+    @property
+    def crcs(self) -> Int64Array:
+        return self.unit.crcs[self.rows]
+
+    @property
+    def dest_offsets(self) -> Int64Array:
+        return self.unit_dest_offsets[self.rows]
 
 
 class Fetcher:
@@ -92,83 +126,75 @@ class Fetcher:
             ShardCorrupt: a sample doesn't match its crc32c.
             StoreError: the bytes can't be had.
         """
-        dest_offsets = unit.dest_offsets()[:-1]
+        every = _Part(unit, np.arange(len(unit.lengths)), dest, unit.dest_offsets())
         whole = unit.offsets < 0
         if whole.any():
-            self._fetch_whole(unit, np.flatnonzero(whole), dest, dest_offsets)
+            self._fetch_whole(every.of(np.flatnonzero(whole)))
         if not whole.all():
-            self._fetch_ranges(unit, np.flatnonzero(~whole), dest, dest_offsets)
+            self._fetch_ranges(every.of(np.flatnonzero(~whole)))
 
-    def _fetch_ranges(self, unit: Unit, rows: Int64Array, dest: Buffer, dest_offsets: Int64Array) -> None:
-        rows = rows[np.lexsort((unit.offsets[rows], unit.locations[rows]))]
-        borders = np.flatnonzero(np.diff(unit.locations[rows])) + 1
-        for group in np.split(rows, borders):
-            location = int(unit.locations[group[0]])
+    def _fetch_ranges(self, part: _Part) -> None:
+        locations = part.unit.locations[part.rows]
+        if (np.diff(locations) < 0).any() or (np.diff(part.offsets) < 0).any():
+            order = np.lexsort((part.offsets, locations))
+            part, locations = part.of(part.rows[order]), locations[order]
+        for rows in np.split(part.rows, np.flatnonzero(np.diff(locations)) + 1):
+            location = int(part.unit.locations[rows[0]])
             store, path = self._place(location)
             if store is None:
-                self._read_file(location, path, unit, group, dest, dest_offsets)
+                self._read_file(location, path, part.of(rows))
             else:
-                self._read_object(store, path, unit, group, dest, dest_offsets)
+                self._read_object(store, path, part.of(rows))
 
-    def _fetch_whole(self, unit: Unit, rows: Int64Array, dest: Buffer, dest_offsets: Int64Array) -> None:
-        places = [self._place(index) for index in unit.locations[rows].tolist()]
+    def _fetch_whole(self, part: _Part) -> None:
+        places = [self._place(index) for index in part.unit.locations[part.rows].tolist()]
         local = [position for position, (store, _) in enumerate(places) if store is None]
         if local:
-            group = rows[local]
-            outcome = _core.read_files(
-                [os.fsencode(places[position][1]) for position in local],
-                unit.lengths[group],
-                dest,
-                dest_offsets[group],
-                unit.crcs[group],
-            )
-            self._check(outcome, unit, group)
+            files = part.of(part.rows[local])
+            paths = [os.fsencode(places[position][1]) for position in local]
+            self._check(files, _core.read_files(paths, files.lengths, files.dest, files.dest_offsets, files.crcs))
         remote = [position for position, (store, _) in enumerate(places) if store is not None]
         if remote:
-            tasks = [(places[position], int(rows[position])) for position in remote]
-            run = self._objects_pool().map(lambda task: _stream_whole(task, unit, dest, dest_offsets), tasks)
-            for _ in run:
-                pass
-            self._verify(unit, rows[remote], dest, dest_offsets)
+            objects = part.of(part.rows[remote])
+            keys = [(index, store, key) for index, (store, key) in enumerate(places[p] for p in remote) if store]
+            self._side_by_side(partial(_stream_whole, objects), keys)
+            self._verify(objects)
 
-    def _read_file(
-        self, location: int, path: str, unit: Unit, group: Int64Array, dest: Buffer, dest_offsets: Int64Array
-    ) -> None:
+    def _read_file(self, location: int, path: str, part: _Part) -> None:
         file = self._open(location, path)
-        outcome = _core.read_ranges(
-            file.fd, unit.offsets[group], unit.lengths[group], dest, dest_offsets[group], unit.crcs[group]
-        )
-        self._check(outcome, unit, group)
+        outcome = _core.read_ranges(file.fd, part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs)
+        self._check(part, outcome)
 
-    def _read_object(
-        self, store: Store, key: str, unit: Unit, group: Int64Array, dest: Buffer, dest_offsets: Int64Array
-    ) -> None:
-        offsets, lengths, dests = unit.offsets[group], unit.lengths[group], dest_offsets[group]
-        spans = coalesce(offsets, lengths, max_gap_bytes=_OBJECT_GAP_BYTES, max_span_bytes=_OBJECT_SPAN_BYTES)
+    def _read_object(self, store: Store, key: str, part: _Part) -> None:
+        offsets, lengths, dests = part.offsets, part.lengths, part.dest_offsets
 
         def read(span: Span) -> None:
-            part = slice(span.first, span.last)
+            rows = slice(span.first, span.last)
             position = span.start
             for piece in store.stream(key, span.start, span.end):
-                _core.scatter(piece, position, offsets[part], lengths[part], dest, dests[part])
+                _core.scatter(piece, position, offsets[rows], lengths[rows], part.dest, dests[rows])
                 position += len(piece)
 
-        for _ in self._objects_pool().map(read, spans):
+        spans = coalesce(offsets, lengths, max_gap_bytes=_OBJECT_GAP_BYTES, max_span_bytes=_OBJECT_SPAN_BYTES)
+        self._side_by_side(read, spans)
+        self._verify(part)
+
+    def _side_by_side(self, task: Callable[[T], None], arguments: Sequence[T]) -> None:
+        """Run a task for each argument on the threads that read objects; raises what the first one raised."""
+        for _ in self._objects_pool().map(task, arguments):
             pass
-        self._verify(unit, group, dest, dest_offsets)
 
-    def _verify(self, unit: Unit, group: Int64Array, dest: Buffer, dest_offsets: Int64Array) -> None:
-        bad = _core.verify_crc32c(dest, dest_offsets[group], unit.lengths[group], unit.crcs[group])
+    def _verify(self, part: _Part) -> None:
+        bad = _core.verify_crc32c(part.dest, part.dest_offsets, part.lengths, part.crcs)
         if bad >= 0:
-            row = int(group[bad])
-            start = int(dest_offsets[row])
-            found = _core.crc32c(memoryview(dest)[start : start + int(unit.lengths[row])])
-            self._check((_core.READ_BAD_CHECKSUM, bad, found), unit, group)
+            start, length = int(part.dest_offsets[bad]), int(part.lengths[bad])
+            found = _core.crc32c(memoryview(part.dest)[start : start + length])
+            self._check(part, (_core.READ_BAD_CHECKSUM, bad, found))
 
-    def _check(self, outcome: tuple[int, int, int], unit: Unit, group: Int64Array) -> None:
+    def _check(self, part: _Part, outcome: tuple[int, int, int]) -> None:
         status, index, detail = outcome
         if status != _core.READ_OK:
-            raise self._error(status, detail, unit, int(group[index]))
+            raise self._error(status, detail, part.unit, int(part.rows[index]))
 
     def _error(self, status: int, detail: int, unit: Unit, row: int) -> PenstockError:
         sample, length, offset = int(unit.sample_ids[row]), int(unit.lengths[row]), int(unit.offsets[row])
@@ -255,17 +281,12 @@ def _place_size(place: tuple[Store | None, str]) -> int:
     return _file_size(key) if store is None else store.size(key)
 
 
-def _stream_whole(
-    task: tuple[tuple[Store | None, str], int], unit: Unit, dest: Buffer, dest_offsets: Int64Array
-) -> None:
-    (store, key), row = task
-    assert store is not None
-    position = int(dest_offsets[row])
-    view = memoryview(dest)
-    for piece in _pieces(store, key, int(unit.lengths[row])):
+def _stream_whole(part: _Part, place: tuple[int, Store, str]) -> None:
+    index, store, key = place
+    position, length = int(part.dest_offsets[index]), int(part.lengths[index])
+    if not length:
+        return
+    view = memoryview(part.dest)
+    for piece in store.stream(key, 0, length):
         view[position : position + len(piece)] = piece
         position += len(piece)
-
-
-def _pieces(store: Store, key: str, length: int) -> Iterator[Buffer]:
-    return store.stream(key, 0, length) if length else iter(())

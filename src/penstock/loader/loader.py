@@ -35,7 +35,7 @@ class Loader(Generic[T]):
     another epoch is another loader. Use it as a context manager, or call ``close()``, or just drop it.
     """
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         dataset_link: str,
         *,
@@ -128,7 +128,7 @@ class Loader(Generic[T]):
         """
         if self._limits.target_bytes is not None:
             raise TypeError("the number of batches isn't known when they are cut by bytes")
-        return -(-self._order.count // self._limits.samples)
+        return (self._order.count + self._limits.samples - 1) // self._limits.samples
 
     def stats(self) -> dict[str, int | float]:
         """Counters and gauges, all from the consumer's side; sizes in bytes.
@@ -202,7 +202,7 @@ class DataLoader(Loader[Batch]):
         return _ReadBytes(self._fetcher)
 
 
-def load(  # noqa: PLR0917
+def load(
     dataset_link: str,
     *,
     manifest_store_root: str | None = None,
@@ -251,7 +251,7 @@ class _ReadBytes:
 
     def build(self, unit: Unit, charge: Charge) -> Batch:
         region = charge.region()
-        self._fetcher.fetch(unit, memoryview(region))  # type: ignore[arg-type]
+        self._fetcher.fetch(unit, memoryview(region))
         return Batch(unit, region)
 
 

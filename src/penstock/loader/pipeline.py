@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from penstock.budget import Budget, Charge
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded
@@ -37,7 +37,7 @@ _JOIN_S = 10.0
 _THREAD_PREFIX = "penstock-"
 
 
-class CostChanged(Exception):  # noqa: N818  - a signal between build and producer, never seen outside
+class CostChanged(Exception):
     """A build found that its unit needs ``cost_bytes``; it is charged anew and built again."""
 
     def __init__(self, cost_bytes: int) -> None:
@@ -164,10 +164,10 @@ class Pipeline(Generic[T]):
             return
         raise BudgetHeld(
             f"the next batch needs {needed} bytes ({format_bytes(needed)}), but this program still holds {held} of the "
-            f"{total} bytes ({format_bytes(held)} of {format_bytes(total)}) of max_inflight_bytes in batches, tensors "
-            "or views that it took from the loader. Let go of them before next() (a loop variable holds its batch until "
-            "the next one is bound: `del batch`, or batch.release()), copy what must stay, or raise max_inflight_bytes "
-            "to at least two batches",
+            f"{total} bytes ({format_bytes(held)} of {format_bytes(total)}) of max_inflight_bytes in batches, "
+            "tensors or views that it took from the loader. Let go of them before next() (a loop variable holds its "
+            "batch until the next one is bound: `del batch`, or batch.release()), copy what must stay, or raise "
+            "max_inflight_bytes to at least two batches",
             held_bytes=held,
             needed_bytes=needed,
             total_bytes=total,
@@ -287,7 +287,7 @@ def _user_threads() -> bool:
     return any(t is not me and not t.name.startswith(_THREAD_PREFIX) for t in threading.enumerate())
 
 
-_live: weakref.WeakSet[Pipeline[object]] = weakref.WeakSet()
+_live: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
 
 
 def _close_all() -> None:
