@@ -54,9 +54,7 @@ def test_e2_22_every_slice_equals_its_file(tmp_path, version):
     rows = rows_of(out)
     assert [row.sample_id for row in rows] == list(range(len(files)))
     if version == 1:
-        assert [row.crc32c for row in rows] == [
-            f"{_core.crc32c(data):08x}" for _, data in in_byte_order(files)
-        ]
+        assert [row.crc32c for row in rows] == [f"{_core.crc32c(data):08x}" for _, data in in_byte_order(files)]
         assert rows[0].location == "shards/shard-00000.tar"
     else:
         assert rows[0].crc32c is None
@@ -83,9 +81,7 @@ def test_e2_23_tarfile_reads_the_shards(tmp_path):
             "00000000000000000003.gz",
         ]
         assert [archive.extractfile(member).read() for member in members] == list(files.values())
-        assert {(member.mode, member.uid, member.gid, member.mtime) for member in members} == {
-            (0o644, 0, 0, 0)
-        }
+        assert {(member.mode, member.uid, member.gid, member.mtime) for member in members} == {(0o644, 0, 0, 0)}
         assert [row.offset for row in rows_of(tmp_path / "out")] == [member.offset_data for member in members]
     shard = (tmp_path / "out/shards/shard-00000.tar").read_bytes()
     assert len(shard) % 512 == 0
@@ -187,9 +183,7 @@ def test_e2_29_require_labels_overrides_none(tmp_path):
     result = pack_dir(source, out=tmp_path / "out", label_mode="none", require_labels=True)
     assert result["labels_path"] is not None
     (source / "stray").write_bytes(b"x")
-    with pytest.raises(
-        PackError, match="require_labels/imagefolder mode requires files under <label>/<file>"
-    ):
+    with pytest.raises(PackError, match="require_labels/imagefolder mode requires files under <label>/<file>"):
         pack_dir(source, out=tmp_path / "out", label_mode="none", require_labels=True)
 
 

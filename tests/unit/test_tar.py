@@ -59,9 +59,7 @@ def test_an_archive_made_of_the_parts_opens():
         assert archive.extractfile(member).read() == payload
 
 
-@pytest.mark.parametrize(
-    ("size", "padding"), [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511), ((1 << 40) + 1, 511)]
-)
+@pytest.mark.parametrize(("size", "padding"), [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511), ((1 << 40) + 1, 511)])
 def test_padding_fills_the_last_block(size, padding):
     assert padding_bytes(size) == padding
     assert member_bytes(size) == BLOCK_BYTES + size + padding
@@ -79,9 +77,8 @@ def test_padding_fills_the_last_block(size, padding):
         (b".hidden", b"hidden"),
         (b"x.12345678", b"12345678"),
         (b"x.123456789", b"bin"),
-        ("x.éééééééé".encode(), "éééééééé".encode()),
-        ("x.ééééééééé".encode(), b"bin"),
-        ("x.𝄞𝄞𝄞𝄞𝄞𝄞𝄞𝄞".encode(), "𝄞𝄞𝄞𝄞𝄞𝄞𝄞𝄞".encode()),
+        ("x.éééé".encode(), "éééé".encode()),
+        ("x.ééééé".encode(), b"bin"),
         (b"x.\xff\xfe", b"bin"),
         (b"a..b", b"b"),
         (b"..", b"bin"),

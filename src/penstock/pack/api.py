@@ -63,9 +63,7 @@ def pack_dir(
     options = _options(shard_mb, label_mode, require_labels, manifest_version)
     for name, location in (("in_dir", in_dir), ("out", out)):
         if "://" in os.fspath(location) and not os.path.lexists(location):
-            raise ConfigError(
-                f"{name} is {os.fspath(location)!r}; pack_dir takes folders, pack() takes URLs as well"
-            )
+            raise ConfigError(f"{name} is {os.fspath(location)!r}; pack_dir takes folders, pack() takes URLs as well")
     source, sink = FolderSource(os.fspath(in_dir)), FolderSink(out)
     _check_apart(source, sink)
     return _result(run(source, sink, options, progress), "path")
@@ -144,9 +142,7 @@ def _check_apart(source: Source, sink: Sink) -> None:
     if isinstance(source, FolderSource) and isinstance(sink, FolderSink):
         for folder in (sink.locate("shards"), sink.locate("_mx8")):
             if source.root.is_relative_to(folder):
-                raise ConfigError(
-                    f"{source.url} lies in {folder}, where the pack would write; choose another out"
-                )
+                raise ConfigError(f"{source.url} lies in {folder}, where the pack would write; choose another out")
 
 
 def _options(shard_mb: int, label_mode: str, require_labels: bool, manifest_version: int) -> Options:

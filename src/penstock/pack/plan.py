@@ -87,9 +87,7 @@ class FilePiece:
 Segment = WholeFiles | FilePiece
 
 
-def segments(
-    entries: Iterable[tuple[bytes, int]], *, shard_bytes: int, segment_bytes: int
-) -> Iterator[Segment]:
+def segments(entries: Iterable[tuple[bytes, int]], *, shard_bytes: int, segment_bytes: int) -> Iterator[Segment]:
     """Lay samples out in shards and cut the shards into segments.
 
     A shard is closed when it isn't empty and the next sample's header, data and padding would take it beyond

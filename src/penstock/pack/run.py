@@ -120,9 +120,7 @@ class _Rows:
         self._file_name = sink.locate(MANIFEST_KEY)
         self._writer = ManifestWriter(file, version=version)
         self._locate = shard_key if version == 1 else lambda shard: sink.locate(shard_key(shard))
-        self._hints = (
-            None if labels is None else {label: hint_for(number) for label, number in labels.items()}
-        )
+        self._hints = None if labels is None else {label: hint_for(number) for label, number in labels.items()}
         self._piece_crc = 0
 
     def add(self, part: Gathered) -> tuple[int, int]:

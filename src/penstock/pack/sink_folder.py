@@ -148,9 +148,7 @@ class FolderSink:
                 try:
                     flushing.result(_FLUSH_DEADLINE_S)
                 except TimeoutError:
-                    message = (
-                        f"{self._staging(key)} wasn't flushed to the disk within {_FLUSH_DEADLINE_S:.0f} s"
-                    )
+                    message = f"{self._staging(key)} wasn't flushed to the disk within {_FLUSH_DEADLINE_S:.0f} s"
                     raise DeadlineExceeded(message) from None
 
     def _close(self) -> None:

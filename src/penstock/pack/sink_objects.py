@@ -1,9 +1,9 @@
 """A prefix of an object store as the destination of a pack.
 
-There is no renaming in an object store, so a dataset is replaced in this order: the old manifest goes just before
-the first new shard becomes visible; then shards, one after the other; then shards and labels that are no longer
-wanted go; labels; last the manifest. A process that dies leaves shards without a manifest, which the next pack
-makes whole.
+There is no renaming in an object store, so a dataset is replaced in this order: the old manifest goes just
+before the first new shard becomes visible; then shards, one after the other; then shards and labels that are
+no longer wanted go; labels; last the manifest. A process that dies leaves shards without a manifest, which
+the next pack makes whole.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _COMMIT_DEADLINE_S = 900.0  # the last parts of one shard: beyond the store's ow
 class ObjectSink:
     """Writes a dataset below a prefix, the manifest last.
 
-    Holds two uploads at most: the shard that is being written, and the one before it, whose last parts are under
-    way. While a first pack into a prefix fails, the shards that it uploaded are removed again.
+    Holds two uploads at most: the shard that is being written, and the one before it, whose last parts are
+    under way. While a first pack into a prefix fails, the shards that it uploaded are removed again.
     """
 
     scratch = None

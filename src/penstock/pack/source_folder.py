@@ -42,9 +42,7 @@ class FolderSource:
         with os_errors(shown(os.fsencode(folder)), "packing"):
             mode = os.lstat(self._root).st_mode
         if not stat.S_ISDIR(mode):
-            raise PackError(
-                f"{shown(os.fsencode(folder))} is not a directory; give the folder that holds the files"
-            )
+            raise PackError(f"{shown(os.fsencode(folder))} is not a directory; give the folder that holds the files")
 
     def entries(self) -> Iterator[Entry]:
         """Path and size of every file, depth first; memory grows with the depth only."""
@@ -62,9 +60,7 @@ class FolderSource:
         """Read each file to its place behind its header, the GIL released."""
         head = self._root + b"/"
         paths = [head + path for path in files.paths]
-        status, index, detail = _core.read_files(
-            paths, files.sizes, segment, files.header_offsets + BLOCK_BYTES, None
-        )
+        status, index, detail = _core.read_files(paths, files.sizes, segment, files.header_offsets + BLOCK_BYTES, None)
         if status:
             raise _read_failure(status, paths[index], int(files.sizes[index]), detail)
 

@@ -20,7 +20,7 @@ _FILES_DEADLINE_S = 900.0  # for the files of one segment, some MiB: beyond the 
 
 
 class ObjectSource:
-    """Every object below a prefix, but what a pack writes there: ``_mx8/...`` and ``shards/shard-NNNNN.tar``."""
+    """Every object below a prefix but ``_mx8/...`` and ``shards/shard-NNNNN.tar``, which a pack writes there."""
 
     readers = 2  # one segment's last objects and the next one's first are fetched side by side
 
@@ -38,9 +38,7 @@ class ObjectSource:
     def read_files(self, files: WholeFiles, segment: memoryview) -> None:
         """Fetch each object to its place behind its header, several at once."""
         fetching = []
-        for path, size, header in zip(
-            files.paths, files.sizes.tolist(), files.header_offsets.tolist(), strict=True
-        ):
+        for path, size, header in zip(files.paths, files.sizes.tolist(), files.header_offsets.tolist(), strict=True):
             data = segment[header + BLOCK_BYTES : header + BLOCK_BYTES + size]
             fetching.append(self._fetchers.submit(self._fetch, path, 0, size, data))
         try:
@@ -62,9 +60,7 @@ class ObjectSource:
             if future in done:
                 future.result(0)
         if pending:
-            raise DeadlineExceeded(
-                f"{self.url}: {len(pending)} objects didn't come in {_FILES_DEADLINE_S:.0f} s"
-            )
+            raise DeadlineExceeded(f"{self.url}: {len(pending)} objects are missing after {_FILES_DEADLINE_S:.0f} s")
 
     def _fetch(self, path: bytes, begin: int, size: int, data: memoryview) -> None:
         """Copy ``len(data)`` bytes from ``begin`` on of an object that should have ``size`` bytes."""

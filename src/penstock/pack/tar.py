@@ -16,13 +16,10 @@ BLOCK_BYTES = 512
 TRAILER = bytes(2 * BLOCK_BYTES)
 
 _ID_DIGITS = 20
-_MAX_EXTENSION_CHARACTERS = 8
-_EXTENSION_BYTES = 4 * _MAX_EXTENSION_CHARACTERS  # UTF-8's longest
+_EXTENSION_BYTES = 8
 _SIZE_FIELD = slice(124, 136)
 _CHECKSUM_FIELD = slice(148, 156)
-_OCTAL_SIZE_LIMIT = (
-    1 << 33
-)  # eleven octal digits; beyond it the size is binary, as GNU and POSIX readers know it
+_OCTAL_SIZE_LIMIT = 1 << 33  # eleven octal digits; beyond it the size is binary, as GNU and POSIX readers know it
 
 
 def padding_bytes(size: int) -> int:
@@ -39,18 +36,12 @@ def extension_of(path: bytes) -> bytes:
     """The extension that a sample's name gets: the text after the last dot of the file's name, case kept.
 
     Returns:
-        ``b"bin"`` when there is no dot, or what follows it isn't 1 to 8 characters of UTF-8.
+        ``b"bin"`` when there is no dot, or what follows it isn't 1 to 8 bytes of UTF-8.
     """
     _, dot, extension = path[path.rfind(b"/") + 1 :].rpartition(b".")
     if not dot or not 0 < len(extension) <= _EXTENSION_BYTES:
         return b"bin"
-    if extension.isascii():
-        return extension if len(extension) <= _MAX_EXTENSION_CHARACTERS else b"bin"
-    try:
-        characters = len(extension.decode())
-    except UnicodeDecodeError:
-        return b"bin"
-    return extension if characters <= _MAX_EXTENSION_CHARACTERS else b"bin"
+    return extension if extension.isascii() or _is_text(extension) else b"bin"
 
 
 def headers(first_id: int, extensions: list[bytes], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -74,12 +65,18 @@ def headers(first_id: int, extensions: list[bytes], sizes: npt.NDArray[np.int64]
     for large in np.flatnonzero(sizes >= _OCTAL_SIZE_LIMIT):
         binary = b"\x80" + int(sizes[large]).to_bytes(11, "big")
         blocks[large, _SIZE_FIELD] = np.frombuffer(binary, np.uint8)
-    checksums = blocks.sum(
-        axis=1, dtype=np.int64
-    )  # the checksum's own field counts as spaces, as in the template
+    checksums = blocks.sum(axis=1, dtype=np.int64)  # the checksum's own field counts as spaces, as in the template
     blocks[:, _CHECKSUM_FIELD.start : _CHECKSUM_FIELD.start + 6] = _digits(checksums, base=8, width=6)
     blocks[:, _CHECKSUM_FIELD.start + 6] = 0
     return blocks
+
+
+def _is_text(extension: bytes) -> bool:
+    try:
+        extension.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _digits(numbers: npt.NDArray[np.int64], *, base: int, width: int) -> npt.NDArray[np.uint8]:
