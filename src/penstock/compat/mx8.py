@@ -1,0 +1,38 @@
+"""MX8 v0's names: ``from penstock.compat import mx8`` instead of ``import mx8``.
+
+Arguments, results and errors are those of MX8, with the decisions that ``docs/design.md`` lists: what MX8 raised as
+``ValueError`` or ``RuntimeError`` is one of ``penstock.errors``, which derive from them.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from penstock import vision
+from penstock.errors import PenstockError
+from penstock.loader import Batch as PyBatch
+from penstock.loader import DataLoader, load
+from penstock.pack import pack, pack_dir
+from penstock.resolve import resolve_manifest_hash
+
+__all__ = [
+    "DataLoader",
+    "DistributedDataLoader",
+    "PyBatch",
+    "load",
+    "pack",
+    "pack_dir",
+    "resolve_manifest_hash",
+    "vision",
+]
+
+
+class DistributedDataLoader:
+    """One job shared over many ranks; not there yet."""
+
+    def __init__(self, **arguments: object) -> NoReturn:
+        del arguments
+        raise PenstockError(
+            "DistributedDataLoader needs Penstock's coordinator, which comes in a later version; until then give each "
+            "rank its own part: load(link, start_id=..., end_id=...)"
+        )
