@@ -67,11 +67,18 @@ class Shuffled:
     def _permute(self, values: _UInt64Array) -> _UInt64Array:
         left, right = values >> self._half_bits, values & self._half_mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & self._half_mask)
+            mixed = _mix(right ^ key)
+            mixed &= self._half_mask
+            mixed ^= left
+            left, right = right, mixed
         return (left << self._half_bits) | right
 
 
 def _mix(values: _UInt64Array) -> _UInt64Array:
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """Scramble in place: three multiply-and-shift steps, the value itself is returned."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
