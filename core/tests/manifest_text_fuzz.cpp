@@ -26,8 +26,8 @@ std::string write(const penstock::ManifestColumns& columns, int version) {
       location_start += size;
     }
     const auto number = [](int64_t value) { return value < 0 ? std::string() : std::to_string(value); };
-    text += std::to_string(i) + "\t" + location + "\t" + number(columns.offset[i]) + "\t" +
-            number(columns.length[i]) + "\t";
+    text += std::to_string(i) + "\t" + location + "\t" + number(columns.offset[i]) + "\t" + number(columns.length[i]) +
+            "\t";
     if (columns.label_id[i] >= 0) text += "mx8:vision:imagefolder;label_id=" + std::to_string(columns.label_id[i]);
     if (version == 1) {
       char digits[10];

@@ -63,14 +63,14 @@ void reads_both_versions() {
 
 void is_lenient_and_says_so() {
   for (const char* text : {
-           "schema_version=0\r\n0\ta\t\t\t\r\n",    // carriage returns
-           "\nschema_version=0\n0\ta\t\t\t\n",      // a blank line
-           "schema_version=0\n0\ta\t\t\t\n \t\n",   // a line of blanks
-           "schema_version=0\n0\ta\n",              // 2 fields
-           "schema_version=0\n0\ta\t\t\n",          // 4 fields
-           "schema_version=1\n0\ta\t\t\t\n",        // 5 fields in version 1
-           "schema_version=0\n0\ta\t\t\t",          // no last newline
-           "schema_version=0\n00\ta\t\t\t\n",       // leading zeros
+           "schema_version=0\r\n0\ta\t\t\t\r\n",   // carriage returns
+           "\nschema_version=0\n0\ta\t\t\t\n",     // a blank line
+           "schema_version=0\n0\ta\t\t\t\n \t\n",  // a line of blanks
+           "schema_version=0\n0\ta\n",             // 2 fields
+           "schema_version=0\n0\ta\t\t\n",         // 4 fields
+           "schema_version=1\n0\ta\t\t\t\n",       // 5 fields in version 1
+           "schema_version=0\n0\ta\t\t\t",         // no last newline
+           "schema_version=0\n00\ta\t\t\t\n",      // leading zeros
            "schema_version=1\n0\ta\t\t\t\tABCDEF01\n",
        }) {
     const Parsed parsed = parse(text);
@@ -117,7 +117,8 @@ void reads_hints() {
 }
 
 void any_cut_gives_the_same() {
-  const std::string text = "schema_version=1\r\n0\tä/b\t1\t2\tmx8:vision:imagefolder;label_id=1\t0000000f\n\n1\tc\n2\tc";
+  const std::string text =
+      "schema_version=1\r\n0\tä/b\t1\t2\tmx8:vision:imagefolder;label_id=1\t0000000f\n\n1\tc\n2\tc";
   const Parsed whole = parse(text);
   for (size_t piece = 1; piece < text.size(); ++piece) {
     ManifestParser parser;

@@ -27,7 +27,7 @@ from penstock.store.oserrors import os_errors
 
 __all__ = ["IntentLock", "is_stale", "lock_text", "lock_time_ms"]
 
-_RENEWAL_S = 10.0  # well below the age at which anyone by default takes a lock over
+_MOST_RENEWAL_S = 10.0  # well below the age at which anyone by default takes a lock over
 _TIME = re.compile(rb"^unix_time_ms=(\d{1,18})\r?$", re.MULTILINE)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -59,8 +59,11 @@ class IntentLock:
         lost: whether somebody else has taken the lock over; whoever holds it then must publish nothing.
     """
 
-    def __init__(self, store: Store, key: str, owner: _OwnerFile | None, text: bytes, node_id: str) -> None:
+    def __init__(
+        self, store: Store, key: str, owner: _OwnerFile | None, text: bytes, *, node_id: str, renewal_s: float
+    ) -> None:
         self.lost = False
+        self._renewal_s = renewal_s
         self._store = store
         self._key = key
         self._owner = owner
@@ -99,7 +102,10 @@ class IntentLock:
         finally:
             if not taken and owner is not None:
                 owner.close()
-        return cls(store, key, owner, text, node_id) if taken else None
+        if not taken:
+            return None
+        renewal_s = min(_MOST_RENEWAL_S, stale_ms / 4000) if stale_ms else _MOST_RENEWAL_S
+        return cls(store, key, owner, text, node_id=node_id, renewal_s=renewal_s)
 
     def __enter__(self) -> IntentLock:
         self._renewer.start()
@@ -144,7 +150,7 @@ class IntentLock:
             return False
 
     def _keep_fresh(self) -> None:
-        while not self._released.wait(_RENEWAL_S) and not self.lost:
+        while not self._released.wait(self._renewal_s) and not self.lost:
             self.renew()
 
 
