@@ -56,12 +56,13 @@ class Store(Protocol):
     def read(self, key: str) -> bytes:
         """All of a *small* object: pointers, locks, labels. Payload goes through ``stream``."""
 
-    def stream(self, key: str, start: int, end: int) -> Iterator[Buffer]:
+    def stream(self, key: str, start: int, end: int, *, object_bytes: int | None = None) -> Iterator[Buffer]:
         """Bytes ``[start, end)`` of an object, in order, in pieces of at most a few MiB.
 
         The pieces add up to exactly ``end - start`` bytes or an error is raised: ``ObjectNotFound``,
         ``SampleChanged`` when the object ends before ``end``, ``StoreUnavailable`` after the last retry. A broken
-        transfer is taken up where it broke. A piece is valid until the next one is asked for.
+        transfer is taken up where it broke. A piece is valid until the next one is asked for. With ``object_bytes``
+        an object of any other size raises ``SampleChanged`` as well: it grew, or was replaced by a longer one.
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

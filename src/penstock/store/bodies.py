@@ -31,7 +31,9 @@ class _Body(NamedTuple):
     object_bytes: int
 
 
-def stream_range(client: Client, requests: Requester, at: Address, start: int, end: int) -> Iterator[bytes]:
+def stream_range(
+    client: Client, requests: Requester, at: Address, start: int, end: int, *, object_bytes: int | None = None
+) -> Iterator[bytes]:
     """Bytes ``[start, end)`` of an object, in order, in pieces of 1 to 2 MiB.
 
     One request brings the whole range. When it breaks, the rest is asked for from behind the last piece that came;
@@ -43,9 +45,11 @@ def stream_range(client: Client, requests: Requester, at: Address, start: int, e
         at: the object.
         start: first byte.
         end: the byte after the last one.
+        object_bytes: the size that the object should have, or None to take any.
 
     Raises:
-        SampleChanged: the object ends before ``end``, or was written anew while it was read.
+        SampleChanged: the object ends before ``end``, isn't of the size that it should be, or was written anew
+            while it was read.
         StoreError: the server sent other bytes than those asked for, or the last try failed.
     """
     position, attempt = start, 1
@@ -55,6 +59,7 @@ def stream_range(client: Client, requests: Requester, at: Address, start: int, e
         try:
             if body is None:
                 body = _open(client, requests, at, position, end)
+                _check_size(at.location, object_bytes, body.object_bytes)
                 e_tag = _same_object(at.location, e_tag, body.e_tag)
             piece = _next_piece(body, requests, at.location, position, end)
         except PenstockError as error:
@@ -84,6 +89,14 @@ def _open(client: Client, requests: Requester, at: Address, start: int, end: int
             f"{at.location}: asked for bytes [{start}, {end}), was sent [{body.start}, {body.end})"
         )
     return body
+
+
+def _check_size(location: str, expected: int | None, found: int) -> None:
+    if expected is not None and found != expected:
+        how = "grew" if found > expected else "shrank"
+        raise SampleChanged(
+            f"{location} {how} from {expected} to {found} bytes since its size was noted: pack or resolve it again"
+        )
 
 
 def _same_object(location: str, before: str | None, now: str | None) -> str | None:

@@ -53,11 +53,11 @@ class LocalStore:
         with os_errors(path, "reading"), os.fdopen(_open_to_read(path), "rb") as file:
             return file.read()
 
-    def stream(self, key: str, start: int, end: int) -> Iterator[Buffer]:
+    def stream(self, key: str, start: int, end: int, *, object_bytes: int | None = None) -> Iterator[Buffer]:
         """Bytes ``[start, end)`` of a file, in pieces of 1 MiB, each valid until the next one is asked for."""
         path = self._path(key)
         check_range(start, end, location=path)
-        return _pieces(path, start, end)
+        return _pieces(path, start, end, object_bytes)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every file below a prefix, in the file system's order; memory grows with the depth alone."""
@@ -188,7 +188,7 @@ def _regular(found: os.stat_result, path: str) -> os.stat_result:
     return found
 
 
-def _pieces(path: str, start: int, end: int) -> Iterator[Buffer]:
+def _pieces(path: str, start: int, end: int, object_bytes: int | None) -> Iterator[Buffer]:
     with os_errors(path, "reading"):
         descriptor = _open_to_read(path)
     try:
@@ -203,8 +203,16 @@ def _pieces(path: str, start: int, end: int) -> Iterator[Buffer]:
                 )
             start += count
             yield piece[:count]
+        _check_size(path, descriptor, object_bytes)
     finally:
         os.close(descriptor)
+
+
+def _check_size(path: str, descriptor: int, expected: int | None) -> None:
+    with os_errors(path, "sizing"):
+        found = os.fstat(descriptor).st_size if expected is not None else None
+    if found != expected:
+        raise SampleChanged(f"{path} has {found} bytes, not {expected}; it was changed since its size was noted")
 
 
 def _walk(folder: str, key_prefix: str) -> Iterator[ObjectInfo]:

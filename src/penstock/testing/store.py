@@ -109,6 +109,14 @@ class StoreContract:
                 collect(store, "k", start, end)
             assert store.locate("k") in str(caught.value)
 
+    def test_stream_of_an_object_of_another_size_says_that_it_changed(self, store: Store) -> None:
+        store.put("k", b"0123456789")
+        assert b"".join(bytes(piece) for piece in store.stream("k", 2, 5, object_bytes=10)) == b"234"
+        for size in (9, 11):
+            with pytest.raises(SampleChanged) as caught:
+                list(store.stream("k", 2, 5, object_bytes=size))
+            assert store.locate("k") in str(caught.value)
+
     @pytest.mark.parametrize(("start", "end"), [(-1, 2), (3, 2)])
     def test_a_range_that_is_none_is_refused(self, store: Store, start: int, end: int) -> None:
         store.put("k", b"0123456789")
