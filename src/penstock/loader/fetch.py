@@ -211,7 +211,8 @@ class Fetcher:
             )
         return ShardCorrupt(
             f"{where} ({length} bytes) has crc32c {detail:08x}, its manifest says {int(unit.crcs[row]):08x}; "
-            "restore the shard (`penstock verify` lists all damage)",
+            "if the dataset was packed again, resolve its link with @refresh, else restore the shard "
+            "(`penstock verify` lists all damage)",
             location=location,
             offset=offset,
             sample_id=sample,
