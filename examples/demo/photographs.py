@@ -23,7 +23,7 @@ PICTURES = {
     "rocket": ("skimage", "data/rocket.jpg"),
     "temple": ("sklearn", "datasets/images/china.jpg"),
 }
-IMAGES_PER_CLASS = 200
+IMAGES_PER_CLASS = 250
 SIZES = (256, 480)  # pixels of a side
 SEED = 20_250_101
 

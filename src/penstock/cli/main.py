@@ -65,12 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         logging.basicConfig(level=config.choice("LOG", "WARNING", _LEVELS), format="penstock: %(message)s")
-        return _run([argument for argument in given if argument != "--debug"])
+        code = _run([argument for argument in given if argument != "--debug"])
+        if code == _INTERRUPTED:  # typer's own word for Ctrl-C
+            output.complain("interrupted")
+        return code
     except BrokenPipeError:
         # Whoever read our output has had enough (`penstock inspect ... | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         output.complain("interrupted")
         return _INTERRUPTED
     except TyperException as error:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from penstock.errors import ObjectNotFound
 from penstock.labels import read_labels
-from penstock.links import join_location
 from penstock.manifest import Manifest
 from penstock.resolve import Resolved
 from penstock.store import open_store
@@ -122,9 +121,7 @@ def summarise(resolved: Resolved, *, most_labels: int, examples: int) -> Summary
 
 def location_of(resolved: Resolved, sample_id: int) -> str:
     """The full location of a sample."""
-    manifest = resolved.manifest
-    location = manifest.location(int(manifest.location_index[sample_id]))
-    return location if manifest.version == 0 else join_location(resolved.base, location)
+    return resolved.location(int(resolved.manifest.location_index[sample_id]))
 
 
 def _windows(manifest: Manifest) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

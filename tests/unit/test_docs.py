@@ -1,0 +1,92 @@
+"""What the pages say is what the code does."""
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock.cli.main import main
+from penstock.config import VARIABLES
+from penstock.manifest import Manifest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_environment_page_lists_every_variable_and_no_other():
+    expected = [
+        f"| {', '.join(f'`{name}`' for name in variable.names)} | {variable.default} | {variable.meaning} |"
+        for variable in VARIABLES.values()
+    ]
+    lines = (ROOT / "docs" / "environment.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("| `")] == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text())
+    missing = [
+        target for target in targets if not target.startswith("https://") and not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+
+
+def test_commands_in_the_readme_exist(capsys):
+    named = set(re.findall(r"^penstock ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert len(named) >= 4
+    for command in named:
+        assert main([command, "--help"]) == 0
+    assert "Usage: penstock" in capsys.readouterr().out
+
+
+def test_the_version_stands_in_two_places_and_is_one():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == penstock.__version__
+
+
+def test_the_manifest_on_the_formats_page_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path))
+    (text,) = [block for block in code_blocks(ROOT / "docs" / "file_formats.md", "") if block.startswith("schema")]
+    path = tmp_path / "manifest.tsv"
+    path.write_text(text)
+    manifest = Manifest.open(path, expected_hash=hashlib.sha256(text.encode()).hexdigest())
+    assert (manifest.version, manifest.row_count, manifest.has_crcs) == (1, 2, True)
+    assert manifest.label_id.tolist() == [0, 1]
+    header_bytes, block = 512, 512
+    first_end = manifest.offset[0] + manifest.length[0]
+    assert manifest.offset[1] == -(-first_end // block) * block + header_bytes
+
+
+def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 30), (number, 0, 0)).save(f"photos/{label}/{number}.png")
+    snippets = code_blocks(ROOT / "README.md", "python")
+    assert len(snippets) == 3
+    for snippet in snippets:
+        code_lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+        assert len(code_lines) <= 6
+        exec(compile(snippet, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("6 samples, ")
+    assert printed[1:] == ["True", "['cat', 'dog']", "torch.Size([6, 3, 224, 224]) [0, 0, 0, 1, 1, 1]"]
