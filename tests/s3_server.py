@@ -27,6 +27,7 @@ START_DEADLINE_S = 60.0
 ACCESS_KEY_ID = "penstock-test-key"
 SECRET_ACCESS_KEY = "penstock-test-secret"
 BUCKET = "penstock"
+_GRPC_NAMES = ("master-grpc", "volume-grpc", "filer-grpc", "s3-grpc")
 
 
 def free_ports(count: int) -> list[int]:
@@ -52,6 +53,7 @@ class S3Server:
     endpoint: str
     filer: str
     log: Path
+    sockets: list[Path]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -82,7 +84,9 @@ class S3Server:
                 preexec_fn=_die_with_parent,
                 cwd=folder,
             )
-        server = cls(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", log)
+        # Each gRPC server leaves a socket in the one folder that it knows, named after itself and its port.
+        sockets = [Path(f"/tmp/seaweedfs-{name}-{port}.sock") for name in _GRPC_NAMES for port in ports]
+        server = cls(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", log, sockets)
         try:
             server._wait_until_ready()
         except BaseException:
@@ -123,6 +127,8 @@ class S3Server:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=10)
+        for left in self.sockets:
+            left.unlink(missing_ok=True)
 
 
 def _die_with_parent() -> None:
@@ -132,9 +138,7 @@ def _die_with_parent() -> None:
 
 def _identities() -> dict[str, object]:
     keys = [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}]
-    return {
-        "identities": [{"name": "tests", "credentials": keys, "actions": ["Admin", "Read", "Write", "List"]}]
-    }
+    return {"identities": [{"name": "tests", "credentials": keys, "actions": ["Admin", "Read", "Write", "List"]}]}
 
 
 def _arguments(folder: Path, config: Path, ports: list[int]) -> list[str]:

@@ -85,9 +85,7 @@ def _open(client: Client, requests: Requester, at: Address, start: int, end: int
             "short since its size was noted: pack or resolve it again"
         )
     if (body.start, body.end) != (start, end):
-        raise StoreError(
-            f"{at.location}: asked for bytes [{start}, {end}), was sent [{body.start}, {body.end})"
-        )
+        raise StoreError(f"{at.location}: asked for bytes [{start}, {end}), was sent [{body.start}, {body.end})")
     return body
 
 
@@ -115,7 +113,5 @@ def _next_piece(body: _Body, requests: Requester, location: str, position: int, 
     if not piece:
         raise StoreUnavailable(f"{location}: the body ended at byte {position}, before byte {end}; try again")
     if len(piece) > end - position:
-        raise StoreError(
-            f"{location}: the server sent more than bytes [{position}, {end}) that were asked for"
-        )
+        raise StoreError(f"{location}: the server sent more than bytes [{position}, {end}) that were asked for")
     return piece

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -20,6 +22,8 @@ __all__ = ["run"]
 
 T = TypeVar("T")
 _STOP_DEADLINE_S = 2.0
+_QUIET_COUNT = 5
+_QUIET_POLL_S = 0.002
 
 _guard = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -68,15 +72,32 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _stop() -> None:
+    """Leave nothing behind that could call into an interpreter that is being taken down."""
     if _loop is None or _thread is None or _owner_pid != os.getpid():
         return
     _loop.call_soon_threadsafe(_cancel_all, _loop)
     _thread.join(_STOP_DEADLINE_S)
     if not _thread.is_alive():
         _loop.close()
+    _let_client_threads_leave()
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.call_soon(loop.call_soon, loop.stop)  # two turns: one for the tasks to take note, one to end
+
+
+def _let_client_threads_leave() -> None:
+    """Wait until no thread of the client is inside Python.
+
+    Such a thread hands a result over in the loop's ``call_soon_threadsafe``, and may still be on its way out when
+    the main thread, which has that result, ends the program. Before Python 3.14 a thread that asks for the
+    interpreter when it is gone is ended by force, which the client's runtime answers with ``abort()``.
+    """
+    deadline = time.monotonic() + _STOP_DEADLINE_S
+    quiet_count = 0
+    while quiet_count < _QUIET_COUNT and time.monotonic() < deadline:
+        time.sleep(_QUIET_POLL_S)  # gives the interpreter away to whoever waits for it
+        known = {thread.ident for thread in threading.enumerate()}
+        quiet_count = 0 if sys._current_frames().keys() - known else quiet_count + 1

@@ -77,9 +77,7 @@ def _make_both(url: StoreUrl, settings: StoreSettings) -> Clients:
     try:
         return Clients(
             requests=_make(url, settings, _options(url, settings, _NO_TIMEOUT_S), once),
-            uploads=_make(
-                url, settings, _options(url, settings, _UPLOAD_TIMEOUT_FACTOR * policy.timeout_s), repeated
-            ),
+            uploads=_make(url, settings, _options(url, settings, _UPLOAD_TIMEOUT_FACTOR * policy.timeout_s), repeated),
         )
     except Exception as error:  # whatever the client's builder says may quote a secret
         sources = ", ".join(f"{each.name} from {each.source}" for each in settings.values) or "no settings"
@@ -100,15 +98,11 @@ def _options(url: StoreUrl, settings: StoreSettings, timeout_s: float) -> Client
 
 def _make(url: StoreUrl, settings: StoreSettings, options: ClientConfig, retries: RetryConfig) -> Client:
     if url.scheme == "s3":
-        return S3Store(
-            url.root, config=_s3_config(url.root, settings), client_options=options, retry_config=retries
-        )
+        return S3Store(url.root, config=_s3_config(url.root, settings), client_options=options, retry_config=retries)
     if url.scheme == "gs":
         return GCSStore(url.root, config=_gcs_config(settings), client_options=options, retry_config=retries)
     if url.scheme == "az":
-        return AzureStore(
-            url.root, config=_azure_config(settings), client_options=options, retry_config=retries
-        )
+        return AzureStore(url.root, config=_azure_config(settings), client_options=options, retry_config=retries)
     address = f"{url.root}/?{url.query}" if url.query else url.root
     return HTTPStore(address, client_options=options, retry_config=retries)
 

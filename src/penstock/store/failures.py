@@ -23,7 +23,10 @@ from penstock.errors import (
 )
 from penstock.store.limit import Outcome
 
-__all__ = ["CODE_ERRORS", "STATUS_ERRORS", "Failure", "classify"]
+__all__ = ["CLIENT_ERRORS", "CODE_ERRORS", "STATUS_ERRORS", "Failure", "classify"]
+
+CLIENT_ERRORS = (exceptions.BaseError, OSError, ValueError)
+"""What the client raises, and what waiting for it raises; anything else is a fault of the program."""
 
 _STATUS = re.compile(r"status code: (\d{3})\b|\bstatus: (\d{3}),")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -124,9 +127,7 @@ def _unanswered(error: Exception, text: str, location: str) -> PenstockError:
     kind = _first(_KIND, text)
     if kind:
         return StoreUnavailable(f"{location}: {_BROKEN.get(kind, 'the connection failed')}; try again")
-    return StoreError(
-        f"{location}: the client failed ({type(error).__name__}); check the address and the settings"
-    )
+    return StoreError(f"{location}: the client failed ({type(error).__name__}); check the address and the settings")
 
 
 _BROKEN = {

@@ -20,9 +20,7 @@ PAGE_COUNT = 1000
 """Objects asked for at a time; S3 gives no more."""
 
 
-def list_objects(
-    client: Client, requests: Requester, folder: str, location: str
-) -> Iterator[tuple[str, int]]:
+def list_objects(client: Client, requests: Requester, folder: str, location: str) -> Iterator[tuple[str, int]]:
     """Full key and size in bytes of every object below a folder, in the order of the keys, markers left out.
 
     Args:

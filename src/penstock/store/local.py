@@ -88,9 +88,7 @@ class LocalStore:
         """Write a small file only if its version is still this one."""
         with self._written(key, data) as new, folder_lock(new.folder):
             if self.version(key) != version:
-                raise PreconditionFailed(
-                    f"{self.locate(key)}: somebody else wrote since it was read; read it again"
-                )
+                raise PreconditionFailed(f"{self.locate(key)}: somebody else wrote since it was read; read it again")
             new.replace_target()
 
     def delete(self, key: str) -> None:

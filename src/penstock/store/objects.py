@@ -21,7 +21,7 @@ from penstock.store.uploads import ObjectWriter
 from penstock.store.urls import Address, StoreUrl, check_key, check_range
 
 if TYPE_CHECKING:
-    from obstore import PutMode
+    from obstore import PutMode, UpdateVersion
 
 __all__ = ["HttpStore", "ObjectStore"]
 
@@ -43,6 +43,10 @@ class _Version(NamedTuple):
         e_tag, _, rest = text.partition("\t")
         version, _, mark = rest.partition("\t")
         return cls(e_tag, version, mark)
+
+    def condition(self) -> UpdateVersion:
+        """What the store itself compares in the step of writing."""
+        return {"e_tag": self.e_tag, "version": self.version} if self.version else {"e_tag": self.e_tag}
 
 
 class ObjectStore:
@@ -88,11 +92,11 @@ class ObjectStore:
 
         return self._requests.call(at.location, whole)
 
-    def stream(self, key: str, start: int, end: int) -> Iterator[Buffer]:
+    def stream(self, key: str, start: int, end: int, *, object_bytes: int | None = None) -> Iterator[Buffer]:
         """Bytes ``[start, end)`` of an object, in pieces of 1 to 2 MiB that stay valid."""
         at = self._address(key)
         check_range(start, end, location=at.location)
-        return stream_range(self._client, self._requests, at, start, end)
+        return stream_range(self._client, self._requests, at, start, end, object_bytes=object_bytes)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below a prefix, a page at a time, in the order of the keys."""
@@ -128,9 +132,8 @@ class ObjectStore:
         at = self._writable(key)
         if self.version(key) != version:
             raise PreconditionFailed(f"{at.location}: somebody else wrote since it was read; read it again")
-        known = _Version.parse(version)
         try:
-            self._put_conditionally(key, data, {"e_tag": known.e_tag, "version": known.version or None})
+            self._put_conditionally(key, data, _Version.parse(version).condition())
         except ObjectNotFound:
             raise PreconditionFailed(f"{at.location}: somebody else deleted it since it was read") from None
 
@@ -203,9 +206,7 @@ class HttpStore(ObjectStore):
         raise StoreError(f"{self.locate(prefix)}: plain HTTP can't be listed; name its files in a manifest")
 
     def _writable(self, key: str) -> Address:
-        raise StoreError(
-            f"{self.locate(key)}: plain HTTP is read-only; write to a folder, s3://, gs:// or az://"
-        )
+        raise StoreError(f"{self.locate(key)}: plain HTTP is read-only; write to a folder, s3://, gs:// or az://")
 
 
 def _new_mark() -> str:

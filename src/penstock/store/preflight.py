@@ -39,9 +39,7 @@ class Preflight:
     def __str__(self) -> str:
         """Several lines, as ``penstock doctor`` prints them."""
         state = (
-            f"reachable in {self.latency_s:.3f} s"
-            if self.reachable and self.latency_s is not None
-            else "NOT reachable"
+            f"reachable in {self.latency_s:.3f} s" if self.reachable and self.latency_s is not None else "NOT reachable"
         )
         lines = [f"{self.url}: {state}"]
         lines += [f"  tried: {each}" for each in self.tried]
@@ -80,9 +78,7 @@ def _look_at_folder(folder: str) -> Preflight:
         message = str(error_from_errno(error.errno, folder, "opening"))
         return Preflight(folder, False, (f"open the folder {folder}",), (), None, message)
     rights = "readable and writable" if writable else "readable, not writable"
-    return Preflight(
-        folder, True, (f"open the folder {folder}: {rights}",), (), time.monotonic() - started, None
-    )
+    return Preflight(folder, True, (f"open the folder {folder}: {rights}",), (), time.monotonic() - started, None)
 
 
 def _ask(parts: StoreUrl, settings: StoreSettings) -> Preflight:

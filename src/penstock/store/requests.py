@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from penstock.errors import PenstockError
 from penstock.store import bridge
-from penstock.store.failures import classify
+from penstock.store.failures import CLIENT_ERRORS, classify
 from penstock.store.limit import RequestLimit
 from penstock.store.retry import RetryPolicy, should_retry
 
@@ -47,7 +47,7 @@ class Requester:
         with self.limit.slot(self.policy.total_s) as slot:
             try:
                 result = bridge.run(start, deadline_s)
-            except Exception as error:
+            except CLIENT_ERRORS as error:
                 failure = classify(error, location, timeout_s=deadline_s)
                 slot.outcome = failure.outcome
                 raise failure.error from None  # the client's own text may hold signatures

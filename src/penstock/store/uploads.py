@@ -57,9 +57,7 @@ class ObjectWriter:
         self._size_bytes += len(view)
         if self._size_bytes > MOST_BYTES:
             self.abort()
-            raise StoreError(
-                f"{self._location}: an object of more than {MOST_BYTES} bytes can't be uploaded; split it"
-            )
+            raise StoreError(f"{self._location}: an object of more than {MOST_BYTES} bytes can't be uploaded; split it")
         for start in range(0, len(view), PART_BYTES):
             part = bytes(view[start : start + PART_BYTES])
             self._call(lambda part=part: self._upload.write(part))  # type: ignore[misc]

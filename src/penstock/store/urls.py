@@ -108,9 +108,7 @@ def check_key(key: str, *, root: str) -> str:
     """
     segments = key.split("/")
     if "\0" in key or any(segment in {"", ".", ".."} for segment in segments):
-        raise ConfigError(
-            f"{key!r} is no key below {root}; a key is names joined by '/', none empty, '.' or '..'"
-        )
+        raise ConfigError(f"{key!r} is no key below {root}; a key is names joined by '/', none empty, '.' or '..'")
     return key
 
 

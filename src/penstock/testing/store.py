@@ -1,9 +1,9 @@
 """What every store promises, as tests that anyone can run against a store of their own.
 
-    class TestMyStore(StoreContract):
-        @pytest.fixture
-        def store(self):
-            return MyStore(...)          # empty, and this test's own
+class TestMyStore(StoreContract):
+    @pytest.fixture
+    def store(self):
+        return MyStore(...)          # empty, and this test's own
 """
 
 from __future__ import annotations
@@ -61,7 +61,22 @@ class StoreContract:
         assert [found.key for found in store.list()] == ["empty"]
 
     def test_keys_with_unusual_characters(self, store: Store) -> None:
-        keys = ["sp ace", "per%20cent", "q?m", "h#sh", "[b]", "é", "plus+", "am&p", "=", "~", "'", "a:b", "-", ".hidden"]
+        keys = [
+            "sp ace",
+            "per%20cent",
+            "q?m",
+            "h#sh",
+            "[b]",
+            "é",
+            "plus+",
+            "am&p",
+            "=",
+            "~",
+            "'",
+            "a:b",
+            "-",
+            ".hidden",
+        ]
         for key in keys:
             store.put(f"odd/{key}", key.encode())
         assert {found.key for found in store.list("odd")} == {f"odd/{key}" for key in keys}
