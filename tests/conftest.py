@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from s3_server import BUCKET, S3Server
 
 from penstock.testing.fault_proxy import FaultProxy
+from s3_server import BUCKET, S3Server
 
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_")
 

@@ -26,7 +26,7 @@ def many(s3_server) -> str:
             patch.setenv(name, value)
         store = open_store("s3://penstock/listing")
         step = COUNT // 8
-        in_threads([lambda at=at: fill(store, at, at + step) for at in range(0, COUNT, step)])
+        in_threads(lambda at: fill(store, at, at + step), range(0, COUNT, step))
     return "s3://penstock/listing"
 
 

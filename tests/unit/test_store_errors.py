@@ -66,7 +66,8 @@ def client_error(status: int, code: str = "") -> Exception:
     body = f"<Error><Code>{code}</Code><StringToSign>AWS4 KEYID-leaks</StringToSign></Error>" if code else ""
     return exceptions.GenericError(
         f"Generic S3 error: Error performing GET https://h/k?X-Amz-Signature=leaks in 1ms - "
-        f"Server returned non-2xx status code: {status} Something: {body}\n\nDebug source:\nStatus {{ status: {status}, }}"
+        f"Server returned non-2xx status code: {status} Something: {body}\n\n"
+        f"Debug source:\nStatus {{ status: {status}, }}"
     )
 
 

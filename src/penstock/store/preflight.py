@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+
 from penstock.errors import ObjectNotFound, PenstockError
 from penstock.store.oserrors import error_from_errno
 from penstock.store.settings import StoreSetting, StoreSettings, read_settings

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from penstock.errors import ConfigError
 
-__all__ = ["Address", "SCHEMES", "StoreUrl", "check_key", "check_range", "parse_store_url", "split_location"]
+__all__ = ["SCHEMES", "Address", "StoreUrl", "check_key", "check_range", "parse_store_url", "split_location"]
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 """Schemes of object stores; a folder is a path or ``file://``."""

@@ -6,17 +6,23 @@ class TestMyStore(StoreContract):
         return MyStore(...)          # empty, and this test's own
 """
 
+# ruff: noqa: D102 - the name of a test says what it checks
+
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 
 from penstock.errors import ClosedError, ConfigError, ObjectNotFound, PreconditionFailed, SampleChanged
 from penstock.store.base import Store
 
-__all__ = ["StoreContract", "collect"]
+__all__ = ["StoreContract", "collect", "in_threads", "pattern"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _MIB = 1 << 20
 _WAIT_S = 60.0
@@ -149,8 +155,7 @@ class StoreContract:
         data = pattern(2 * _MIB)
         store.put("big", data)
         ranges = [(index * 1000, index * 1000 + _MIB) for index in range(8)]
-        results = in_threads([lambda r=r: collect(store, "big", *r) == data[slice(*r)] for r in ranges])  # type: ignore[misc]
-        assert results == [True] * 8
+        assert in_threads(lambda span: collect(store, "big", *span) == data[slice(*span)], ranges) == [True] * 8
 
     def test_list_gives_every_object_once_with_its_size(self, store: Store) -> None:
         expected = {f"d{index % 3}/e/f{index}": index for index in range(25)} | {"top": 3}
@@ -188,7 +193,7 @@ class StoreContract:
             return True
 
         names = [b"%d" % index for index in range(8)]
-        won = in_threads([lambda name=name: claim(name) for name in names])  # type: ignore[misc]
+        won = in_threads(claim, names)
         assert won.count(True) == 1
         assert store.read("lock") == names[won.index(True)]
 
@@ -230,8 +235,8 @@ class StoreContract:
     def test_no_concurrent_replace_is_lost(self, store: Store) -> None:
         store.put("counter", b"0")
 
-        def count_up() -> bool:
-            for _ in range(5):
+        def count_up(times: int) -> bool:
+            for _ in range(times):
                 while True:
                     version = store.version("counter")
                     assert version is not None
@@ -245,7 +250,7 @@ class StoreContract:
                     break
             return True
 
-        assert in_threads([count_up] * 4) == [True] * 4
+        assert in_threads(count_up, [5] * 4) == [True] * 4
         assert store.read("counter") == b"20"
 
     def test_delete_removes_and_may_be_repeated(self, store: Store) -> None:
@@ -296,9 +301,10 @@ class StoreContract:
         writer.abort()
         writer.abort()
         assert list(store.list()) == []
-        for use in (lambda: writer.write(b"x"), writer.commit):
-            with pytest.raises(ClosedError):
-                use()
+        with pytest.raises(ClosedError):
+            writer.write(b"x")
+        with pytest.raises(ClosedError):
+            writer.commit()
 
     def test_abort_after_commit_does_nothing(self, store: Store) -> None:
         writer = store.open_writer("k")
@@ -310,19 +316,19 @@ class StoreContract:
             writer.commit()
 
 
-def in_threads(works: list[Callable[[], bool]]) -> list[bool]:
-    """Run works side by side; a work that raises counts as None, and a hang fails."""
-    results: dict[int, bool] = {}
-    begin = threading.Barrier(len(works))
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do ``work`` on all items side by side, one thread for each; a thread that fails or hangs fails the test."""
+    results: dict[int, R] = {}
+    begin = threading.Barrier(len(items))
 
-    def work(index: int) -> None:
+    def work_on(index: int) -> None:
         begin.wait(_WAIT_S)
-        results[index] = works[index]()
+        results[index] = work(items[index])
 
-    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(works))]
+    threads = [threading.Thread(target=work_on, args=(index,), daemon=True) for index in range(len(items))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(_WAIT_S)
-    assert len(results) == len(works), f"{len(works) - len(results)} of {len(works)} threads failed or hang"
-    return [results[index] for index in range(len(works))]
+    assert len(results) == len(items), f"{len(items) - len(results)} of {len(items)} threads failed or hang"
+    return [results[index] for index in range(len(items))]
