@@ -102,6 +102,8 @@ def test_a_store_s_own_code_says_more_than_its_status(code: str):
         (exceptions.GenericError("x\n HttpError { kind: New, source"), StoreUnavailable, "connection failed"),
         (exceptions.GenericError("source: NotPartial,"), StoreError, "200, not 206"),
         (exceptions.GenericError("PUT http://169.254.169.254/latest/api"), StoreUnavailable, "AWS_ACCESS_KEY_ID"),
+        (exceptions.GenericError("PUT http://169.254.169.254/x: status code: 403 "), AccessDenied, "AWS_ACCESS_KEY_ID"),
+        (exceptions.GenericError("GET http://169.254.169.254/x: status code: 500 "), StoreUnavailable, "metadata"),
         (exceptions.GenericError("leaks"), StoreError, "GenericError"),
         (ValueError("Could not parse path: leaks"), StoreError, "can't be addressed"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
@@ -58,10 +59,13 @@ def stream_range(
     while position < end:
         try:
             if body is None:
-                body = _open(client, requests, at, position, end)
+                body, piece = _open(client, requests, at, position, end)
+                _check_range(at.location, body, position, end)
                 _check_size(at.location, object_bytes, body.object_bytes)
                 e_tag = _same_object(at.location, e_tag, body.e_tag)
-            piece = _next_piece(body, requests, at.location, position, end)
+            else:
+                piece = requests.once(at.location, partial(_next_piece, body.stream))
+            _check_piece(at.location, len(piece), position, end)
         except PenstockError as error:
             body = None
             requests.wait_or_raise(error, attempt)
@@ -72,21 +76,32 @@ def stream_range(
         yield piece
 
 
-def _open(client: Client, requests: Requester, at: Address, start: int, end: int) -> _Body:
-    async def opened() -> _Body:
+def _open(client: Client, requests: Requester, at: Address, start: int, end: int) -> tuple[_Body, bytes]:
+    """Ask for a range; its first piece comes along, because most ranges of small samples have no other."""
+
+    async def opened() -> tuple[_Body, bytes]:
         result = await obstore.get_async(client, at.path, options={"range": (start, end)})
         stream = result.stream(min_chunk_size=PIECE_BYTES)
-        return _Body(stream, *result.range, result.meta["e_tag"], result.meta["size"])
+        body = _Body(stream, *result.range, result.meta["e_tag"], result.meta["size"])
+        return body, await _next_piece(stream)
 
-    body = requests.once(at.location, opened)
+    return requests.once(at.location, opened)
+
+
+async def _next_piece(stream: BytesStream) -> bytes:
+    async for piece in stream:
+        return piece
+    return b""
+
+
+def _check_range(location: str, body: _Body, start: int, end: int) -> None:
     if body.start == start and body.end < end:
         raise SampleChanged(
-            f"{at.location} has {body.object_bytes} bytes, and bytes up to {end} were asked for; it was changed or cut "
+            f"{location} has {body.object_bytes} bytes, and bytes up to {end} were asked for; it was changed or cut "
             "short since its size was noted: pack or resolve it again"
         )
     if (body.start, body.end) != (start, end):
-        raise StoreError(f"{at.location}: asked for bytes [{start}, {end}), was sent [{body.start}, {body.end})")
-    return body
+        raise StoreError(f"{location}: asked for bytes [{start}, {end}), was sent [{body.start}, {body.end})")
 
 
 def _check_size(location: str, expected: int | None, found: int) -> None:
@@ -103,15 +118,8 @@ def _same_object(location: str, before: str | None, now: str | None) -> str | No
     return now
 
 
-def _next_piece(body: _Body, requests: Requester, location: str, position: int, end: int) -> bytes:
-    async def taken() -> bytes:
-        async for piece in body.stream:
-            return piece
-        return b""
-
-    piece = requests.once(location, taken)
-    if not piece:
+def _check_piece(location: str, size_bytes: int, position: int, end: int) -> None:
+    if size_bytes == 0:
         raise StoreUnavailable(f"{location}: the body ended at byte {position}, before byte {end}; try again")
-    if len(piece) > end - position:
+    if size_bytes > end - position:
         raise StoreError(f"{location}: the server sent more than bytes [{position}, {end}) that were asked for")
-    return piece

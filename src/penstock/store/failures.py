@@ -92,6 +92,8 @@ def classify(error: Exception, location: str, *, timeout_s: float) -> Failure:
     text = str(error)
     status = _first(_STATUS, text)
     code = _first(_CODE, text)
+    if _METADATA_SERVICE.search(text):
+        return Failure(_no_credentials(status, location), "failed")
     if status:
         return _answered(int(status), code, location)
     return Failure(_unanswered(error, text, location), "failed")
@@ -119,15 +121,19 @@ def _unanswered(error: Exception, text: str, location: str) -> PenstockError:
         return StoreError(
             f"{location}: a key here can't be addressed (an empty part, '.', '..' or a control character)"
         )
-    if _METADATA_SERVICE.search(text):
-        return StoreUnavailable(
-            f"{location}: no credentials were given, and this machine's metadata service doesn't answer; "
-            "set them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-        )
     kind = _first(_KIND, text)
     if kind:
         return StoreUnavailable(f"{location}: {_BROKEN.get(kind, 'the connection failed')}; try again")
     return StoreError(f"{location}: the client failed ({type(error).__name__}); check the address and the settings")
+
+
+def _no_credentials(status: str, location: str) -> StoreError:
+    """The client had no credentials and asked the machine for some; a refusal is final, silence may pass."""
+    kind = AccessDenied if status.startswith("4") else StoreUnavailable
+    return kind(
+        f"{location}: no credentials were given, and this machine's metadata service has none; set them in the "
+        "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    )
 
 
 _BROKEN = {

@@ -12,7 +12,7 @@ from penstock.store.urls import StoreUrl
 __all__ = ["StoreSetting", "StoreSettings", "read_settings"]
 
 _HTTP_TRIES = 5  # what the seed system does for plain HTTP
-_CLIENT_FINDS = "none: the client looks for a workload identity or this machine's metadata service"
+_CLIENT_FINDS = "no variable: the client asks for a workload identity, or this machine's metadata service"
 
 
 @dataclass(frozen=True, slots=True)
