@@ -16,7 +16,7 @@
 namespace penstock {
 namespace {
 
-constexpr uint64_t kPage = 4096;  // x86-64 and the usual arm64; a larger page only makes the accounting coarser
+constexpr uint64_t kPage = 4096;     // x86-64 and the usual arm64; a larger page only makes the accounting coarser
 constexpr uint64_t kAlignment = 64;  // a cache line, and what SIMD decoders ask for
 // How much longer the address range is than the budget. First-fit needs at most about log2(largest / smallest)
 // times what is live (Robson 1974), so 32 never runs out for any mix of sizes.
@@ -80,8 +80,8 @@ uint64_t Arena::find_gap(uint64_t bytes) const {
     begin = extent.reserved_end;
   }
   if (span_bytes_ - begin >= bytes) return begin;
-  throw Error(ErrorCode::out_of_memory, "the arena has no gap of " + std::to_string(bytes) +
-                                            " bytes left between " + std::to_string(live_.size()) +
+  throw Error(ErrorCode::out_of_memory, "the arena has no gap of " + std::to_string(bytes) + " bytes left between " +
+                                            std::to_string(live_.size()) +
                                             " live regions; raise the address space limit (ulimit -v)");
 }
 

@@ -55,7 +55,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   std::byte* base_ = nullptr;
   mutable std::mutex mutex_;
   std::map<uint64_t, Extent> live_;  // begin, in bytes -> the region there
-  Intervals resident_;  // pages that may be resident: begin -> end
+  Intervals resident_;               // pages that may be resident: begin -> end
   uint64_t resident_pages_ = 0;
 };
 

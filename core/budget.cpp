@@ -8,8 +8,7 @@
 
 namespace penstock {
 
-Charge::Charge(Charge&& other) noexcept
-    : ledger_(std::move(other.ledger_)), bytes_(std::exchange(other.bytes_, 0)) {}
+Charge::Charge(Charge&& other) noexcept : ledger_(std::move(other.ledger_)), bytes_(std::exchange(other.bytes_, 0)) {}
 
 Charge& Charge::operator=(Charge&& other) noexcept {
   if (this != &other) {
@@ -22,8 +21,8 @@ Charge& Charge::operator=(Charge&& other) noexcept {
 
 Charge Charge::split(uint64_t bytes) {
   if (bytes > bytes_) {
-    throw Error(ErrorCode::invalid_argument, "a charge of " + std::to_string(bytes_) +
-                                                 " bytes can't be split at " + std::to_string(bytes));
+    throw Error(ErrorCode::invalid_argument,
+                "a charge of " + std::to_string(bytes_) + " bytes can't be split at " + std::to_string(bytes));
   }
   bytes_ -= bytes;
   return Charge(ledger_, bytes);
@@ -39,10 +38,10 @@ Ledger::Ledger(uint64_t total_bytes) : total_bytes_(total_bytes) {
 
 void Ledger::check_size(uint64_t bytes) const {
   if (bytes <= total_bytes_) return;
-  throw Error(ErrorCode::unit_too_large,
-              std::to_string(bytes) + " bytes are more than the whole budget of " +
-                  std::to_string(total_bytes_) + " bytes",
-              bytes, total_bytes_);
+  throw Error(
+      ErrorCode::unit_too_large,
+      std::to_string(bytes) + " bytes are more than the whole budget of " + std::to_string(total_bytes_) + " bytes",
+      bytes, total_bytes_);
 }
 
 void Ledger::take(uint64_t bytes) {
@@ -77,9 +76,9 @@ Charge Ledger::reserve(uint64_t bytes, std::chrono::nanoseconds timeout) {
   std::erase(waiters_, &waiter);
   grant_in_order();  // whoever stood behind us may fit
   if (closed_) throw Error(ErrorCode::closed, "the budget was closed while waiting for memory");
-  throw Error(ErrorCode::deadline_exceeded,
-              "waited for " + std::to_string(bytes) + " bytes; " + std::to_string(charged_bytes_) + " of " +
-                  std::to_string(total_bytes_) + " bytes are held");
+  throw Error(ErrorCode::deadline_exceeded, "waited for " + std::to_string(bytes) + " bytes; " +
+                                                std::to_string(charged_bytes_) + " of " + std::to_string(total_bytes_) +
+                                                " bytes are held");
 }
 
 void Ledger::grant_in_order() {

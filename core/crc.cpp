@@ -60,8 +60,7 @@ class Shift {
   }
 
   uint32_t operator()(uint32_t crc) const {
-    return tables_[0][crc & 0xFF] ^ tables_[1][crc >> 8 & 0xFF] ^ tables_[2][crc >> 16 & 0xFF] ^
-           tables_[3][crc >> 24];
+    return tables_[0][crc & 0xFF] ^ tables_[1][crc >> 8 & 0xFF] ^ tables_[2][crc >> 16 & 0xFF] ^ tables_[3][crc >> 24];
   }
 
  private:

@@ -8,11 +8,11 @@
 namespace penstock {
 
 enum class ErrorCode : int {
-  invalid_argument,   // a caller's bug, or input that can't be meant
-  unit_too_large,     // needed, allowed
+  invalid_argument,  // a caller's bug, or input that can't be meant
+  unit_too_large,    // needed, allowed
   deadline_exceeded,
   closed,
-  out_of_memory,      // the kernel refuses the mapping
+  out_of_memory,  // the kernel refuses the mapping
   bad_manifest,
 };
 

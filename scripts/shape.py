@@ -72,7 +72,9 @@ def long_core_functions(lines: list[str]) -> Iterator[str]:
 
 
 def asserts_something(tree: ast.Module) -> bool:
-    """Whether any code in the file can fail a test."""
+    """Whether any code in the file can fail a test, or it takes over a suite that can (``class TestX(Suite)``)."""
+    if any(isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.bases for node in tree.body):
+        return True
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     checked = any(isinstance(call, ast.Attribute) and call.attr in PYTHON_CHECKS for call in calls)
     return checked or any(isinstance(node, ast.Assert) for node in ast.walk(tree))

@@ -47,8 +47,8 @@ inline void check_ranges(const Int64s& offsets, const Int64s& lengths, int64_t s
     const int64_t length = lengths.data()[i];
     if (offset < 0 || length < 0 || length > size || offset > size - length) {
       throw Error(ErrorCode::invalid_argument, "range " + std::to_string(i) + " (offset " + std::to_string(offset) +
-                                                   ", length " + std::to_string(length) + ") lies outside of " +
-                                                   what + ", which has " + std::to_string(size) + " bytes");
+                                                   ", length " + std::to_string(length) + ") lies outside of " + what +
+                                                   ", which has " + std::to_string(size) + " bytes");
     }
   }
 }

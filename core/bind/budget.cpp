@@ -70,8 +70,7 @@ void register_budget(nb::module_& m) {
   nb::class_<BoundCharge>(m, "Charge", "A held part of a budget.")
       .def_prop_ro("size_bytes", [](const BoundCharge& self) { return self.charge.bytes(); })
       .def(
-          "split",
-          [](BoundCharge& self, uint64_t size) { return BoundCharge{self.memory, self.charge.split(size)}; },
+          "split", [](BoundCharge& self, uint64_t size) { return BoundCharge{self.memory, self.charge.split(size)}; },
           nb::arg("size"), "Cut ``size`` bytes off into a charge of their own.")
       .def(
           "region",
@@ -85,13 +84,10 @@ void register_budget(nb::module_& m) {
   nb::class_<Budget>(m, "Budget", "An account of bytes: whatever is held was charged here first, in order.")
       .def(nb::init<uint64_t>(), nb::arg("total_bytes"))
       .def_prop_ro("total_bytes", [](const Budget& self) { return self.memory->ledger->total_bytes(); })
-      .def_prop_ro("charged_bytes",
-                   [](const Budget& self) { return self.memory->ledger->statistics().charged_bytes; })
+      .def_prop_ro("charged_bytes", [](const Budget& self) { return self.memory->ledger->statistics().charged_bytes; })
       .def_prop_ro("peak_bytes", [](const Budget& self) { return self.memory->ledger->statistics().peak_bytes; })
-      .def_prop_ro("waiting_count",
-                   [](const Budget& self) { return self.memory->ledger->statistics().waiting_count; })
-      .def_prop_ro("waiting_bytes",
-                   [](const Budget& self) { return self.memory->ledger->statistics().waiting_bytes; })
+      .def_prop_ro("waiting_count", [](const Budget& self) { return self.memory->ledger->statistics().waiting_count; })
+      .def_prop_ro("waiting_bytes", [](const Budget& self) { return self.memory->ledger->statistics().waiting_bytes; })
       .def_prop_ro("resident_bytes", [](const Budget& self) { return self.memory->resident_bytes(); })
       .def(
           "reserve",
@@ -111,8 +107,9 @@ void register_budget(nb::module_& m) {
             return bound;
           },
           nb::arg("size"), "Take ``size`` bytes if they are free now and nobody waits; else None.")
-      .def("close", [](const Budget& self) { self.memory->ledger->close(); },
-           "Wake all who wait with ClosedError. What was granted stays valid.");
+      .def(
+          "close", [](const Budget& self) { self.memory->ledger->close(); },
+          "Wake all who wait with ClosedError. What was granted stays valid.");
 }
 
 }  // namespace penstock

@@ -7,23 +7,23 @@
 #include <utility>
 #include <vector>
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
-      std::fprintf(stderr, "%s:%d: CHECK(%s)\n", __FILE__, __LINE__, #condition);     \
-      std::abort();                                                                   \
-    }                                                                                 \
+#define CHECK(condition)                                                          \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
+      std::fprintf(stderr, "%s:%d: CHECK(%s)\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                               \
+    }                                                                             \
   } while (false)
 
-#define CHECK_THROWS(expression, error_code)                       \
-  do {                                                             \
-    bool thrown = false;                                           \
-    try {                                                          \
-      (void)(expression);                                          \
-    } catch (const penstock::Error& error) {                       \
-      thrown = error.code == penstock::ErrorCode::error_code;      \
-    }                                                              \
-    CHECK(thrown);                                                 \
+#define CHECK_THROWS(expression, error_code)                  \
+  do {                                                        \
+    bool thrown = false;                                      \
+    try {                                                     \
+      (void)(expression);                                     \
+    } catch (const penstock::Error& error) {                  \
+      thrown = error.code == penstock::ErrorCode::error_code; \
+    }                                                         \
+    CHECK(thrown);                                            \
   } while (false)
 
 namespace penstock::testing {

@@ -121,9 +121,7 @@ def read_labels(text: bytes) -> list[str]:
         raise ManifestError("labels file gives one label two ids; every label must have its own")
     for expected in range(len(by_number)):
         if expected not in by_number:
-            raise ManifestError(
-                f"labels file has {len(by_number)} labels but no label id {expected}; ids run from 0"
-            )
+            raise ManifestError(f"labels file has {len(by_number)} labels but no label id {expected}; ids run from 0")
     return [_to_text(by_number[number]) for number in range(len(by_number))]
 
 

@@ -101,9 +101,7 @@ class ManifestWriter:
         except UnicodeEncodeError as error:
             line = error.object.count("\n", 0, error.start)
             name = error.object.split("\n")[line]
-            raise ManifestError(
-                f"row {self.rows + line} is not valid UTF-8: {name!r}; rename the file"
-            ) from None
+            raise ManifestError(f"row {self.rows + line} is not valid UTF-8: {name!r}; rename the file") from None
         self.rows += count
 
     def finish(self) -> str:

@@ -47,9 +47,7 @@ def test_memory_is_a_run_and_a_block_of_each_whatever_the_length(monkeypatch):
     tracemalloc.start()
     try:
         with Spool() as spool:
-            spool.extend(
-                (b"folder-%04d/file-%d.jpg" % (index % 997, index), index) for index in range(60_000)
-            )
+            spool.extend((b"folder-%04d/file-%d.jpg" % (index % 997, index), index) for index in range(60_000))
             count, last = 0, b""
             for path, _ in spool:
                 assert path >= last

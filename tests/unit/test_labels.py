@@ -87,9 +87,9 @@ def test_labels_are_numbered_in_byte_order():
 
 def test_e2_30_labels_text_byte_for_byte():
     text = write_labels(["a-b_c.d~e", "golden retriever", "über", "100%\t\n"])
-    assert text == (
-        b"schema_version=1\n0\ta-b_c.d~e\n1\tgolden%20retriever\n2\t%C3%BCber\n3\t100%25%09%0A\n"
-    ), hashlib.sha256(text).hexdigest()
+    assert text == (b"schema_version=1\n0\ta-b_c.d~e\n1\tgolden%20retriever\n2\t%C3%BCber\n3\t100%25%09%0A\n"), (
+        hashlib.sha256(text).hexdigest()
+    )
 
 
 @given(st.lists(st.binary(min_size=1, max_size=12), unique=True, max_size=8))
