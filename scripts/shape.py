@@ -36,11 +36,7 @@ def code_lines(function: Function, lines: list[str]) -> int:
     """Lines of a function that hold code."""
     first = function.body[0]
     docstring: set[int] = set()
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         docstring = set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     inside = range(function.lineno, (function.end_lineno or function.lineno) + 1)
     texts = (lines[number - 1].strip() for number in inside if number not in docstring)
