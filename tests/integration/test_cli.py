@@ -74,7 +74,7 @@ def test_pack_tells_a_person_how_to_pin_it(files, tmp_path, run):
     code, out, _ = run("pack", files, tmp_path / "out")
     assert code == 0
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("pinned"))
-    assert lines["samples"] == "40 in 1 shards"
+    assert lines["samples"] == "40 in 1 shard"
     (pinned,) = [line.split()[-1] for line in out.splitlines() if line.startswith("pinned link")]
     assert run("resolve", f"{tmp_path}/out@refresh")[1].strip() in pinned
     assert run("inspect", pinned)[0] == 0
@@ -114,7 +114,7 @@ def test_resolve_takes_a_table_and_a_store(tmp_path, run):
 def test_inspect_shows_what_is_there(packed, run):
     code, out, _ = run("inspect", packed)
     assert code == 0
-    assert "40 in 1 locations" in out
+    assert "40 in 1 location" in out
     assert "every sample has one" in out
     assert "cat" in out
     assert "dog" in out
@@ -193,11 +193,11 @@ def test_verify_says_what_it_could_not_check(files, tmp_path, run):
     run("pack", files, out, "--manifest-version", 0)
     code, text, _ = run("verify", out)
     assert code == 0
-    assert "40 samples have no checksum" in text
+    assert "40 have no checksum" in text
     code, text, _ = run("verify", files)  # not packed: neither sizes nor checksums are known
     assert code == 0
     assert "read 40 of 40 samples" in text
-    assert "40 samples have no checksum" in text
+    assert "40 have no checksum" in text
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path, run):

@@ -36,7 +36,7 @@ def inspect(
         output.table(_bars(summary.histogram), right=(0, 1))
     if summary.labels:
         shown = f"the first {len(summary.labels)} of " if len(summary.labels) < summary.label_count else ""
-        output.line(f"\n{shown}{summary.label_count:,} labels")
+        output.line(f"\n{shown}{output.counted(summary.label_count, 'label')}")
         rows = [(str(label.label_id), label.name or "?", f"{label.samples:,}") for label in summary.labels]
         output.table(rows, header=("id", "label", "samples"), right=(0, 2))
     if summary.examples:
@@ -57,7 +57,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     return [
         ("base", summary.base),
         ("manifest", f"{summary.hash}, version {summary.version}"),
-        ("samples", f"{summary.samples:,} in {summary.locations:,} locations"),
+        ("samples", f"{summary.samples:,} in {output.counted(summary.locations, 'location')}"),
         ("sizes", sizes + _unless_all(summary.sized, summary.samples, "have one")),
         ("checksums", _share(summary.checked, summary.samples)),
         ("labels", _share(summary.labelled, summary.samples)),

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from penstock.sizes import format_bytes
 
-__all__ = ["ProgressReport", "complain", "document", "line", "plain_text", "progress_line", "table"]
+__all__ = ["ProgressReport", "complain", "counted", "document", "line", "plain_text", "progress_line", "table"]
 
 _LOG_EVERY_S: Final = 5.0
 
@@ -36,6 +36,11 @@ def line(text: str) -> None:
 def document(data: Mapping[str, object]) -> None:
     """A result for a machine: one JSON document."""
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def counted(count: int, what: str) -> str:
+    """A number and its noun: ``1 shard``, ``2,000 shards``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def complain(message: str) -> None:

@@ -55,7 +55,7 @@ def pack(
     elapsed_s = time.monotonic() - started_s
     labels = result.get("labels_path") or result.get("labels_key")
     rows = [
-        ("samples", f"{result['samples']:,} in {result['shards']:,} shards"),
+        ("samples", f"{result['samples']:,} in {output.counted(int(result['shards'] or 0), 'shard')}"),
         ("bytes", f"{format_bytes(packed_bytes)} in {elapsed_s:.1f} s"),
         ("labels", str(labels) if labels else "none"),
         ("manifest", str(result.get("manifest_path") or result.get("manifest_key"))),

@@ -50,12 +50,12 @@ def _render(result: Audit, elapsed_s: float, show: int) -> None:
         f"{format_bytes(result.read_bytes)} in {elapsed_s:.1f} s ({rate}/s)"
     )
     if result.unchecked_samples:
-        output.line(f"{result.unchecked_samples:,} samples have no checksum; only their length was compared")
+        output.line(f"{result.unchecked_samples:,} have no checksum; only their length was compared")
     if not result.bad:
         output.line("all good")
         return
     rows = [(str(bad.sample_id), str(bad.offset), bad.location, bad.reason) for bad in result.bad[:show]]
-    output.line(f"{len(result.bad):,} bad samples" + (", then it gave up" if result.gave_up else ""))
+    output.line(output.counted(len(result.bad), "bad sample") + (", then it gave up" if result.gave_up else ""))
     output.table(rows, header=("id", "offset", "location", "what is wrong"), right=(0, 1))
     if len(result.bad) > show:
         output.line(f"... and {len(result.bad) - show:,} more; see --show")
