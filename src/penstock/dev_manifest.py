@@ -12,13 +12,13 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from penstock.errors import ManifestError
+from penstock.errors import ManifestError, StoreError
 from penstock.manifest_text import ManifestWriter, WrittenManifest
 from penstock.store.oserrors import os_errors
 
 __all__ = ["DevRow", "parse_dev_row", "write_dev_manifest"]
 
-_MAX_LINE_BYTES = 1 << 20  # what a manifest's reader takes
+_MAX_LINE_BYTES = (1 << 20) - 64  # a manifest's reader takes 1 MiB, and its row may have a few bytes more
 _MAX_DIGITS = 18
 _CHUNK_ROWS = 8192
 
@@ -86,6 +86,8 @@ def write_dev_manifest(path: Path, out: IO[bytes], *, version: int) -> WrittenMa
         ManifestError: a line that doesn't parse, by its number; or ids that aren't exactly 0 to N-1.
     """
     with os_errors(str(path), "reading dev manifest"):
+        if path.stat() and not path.is_file():  # a named pipe would keep us waiting
+            raise StoreError(f"dev manifest {path} is a folder or a special file; give a regular file")
         table = path.open("rb")
     with table:
         places = _ordered_places(table, path)

@@ -1,36 +1,27 @@
 """The lock that lets one process at a time index a dataset.
 
-The lock itself is an object of three lines, which the seed system's programs understand as well: they wait
-for it, and take it over when its time is too long ago. Penstock adds two things. The holder renews the time
-while it works, so that a long indexing doesn't look dead. And on a folder it holds an ``flock`` on a file
-beside the lock: the kernel drops that when the holder dies, however it dies, so the next process knows at
-once.
+The lock itself is an object of three lines, which the seed system's programs understand as well: they wait for
+it, and take it over when its time is too long ago. The holder renews that time while it works, so that a long
+indexing doesn't look dead, and leaves a mark beside the lock that tells when it did die: see ``lock_owner``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import re
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 
 from penstock.errors import ConfigError, ObjectNotFound, PreconditionFailed, StoreError
-from penstock.links import local_path
+from penstock.lock_owner import RENEWAL_S, Owner, claim_owner
 from penstock.store.base import Store
-from penstock.store.oserrors import os_errors
 
-__all__ = ["IntentLock", "is_stale", "lock_text", "lock_time_ms"]
+__all__ = ["IntentLock", "LockWatch", "is_stale", "lock_text", "lock_time_ms"]
 
-_MOST_RENEWAL_S = 10.0  # well below the age at which anyone by default takes a lock over
 _TIME = re.compile(rb"^unix_time_ms=(\d{1,18})\r?$", re.MULTILINE)
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +43,21 @@ def is_stale(text: bytes, *, now_ms: int, stale_ms: int) -> bool:
     return held_since is not None and stale_ms > 0 and now_ms - held_since >= stale_ms
 
 
+class LockWatch:
+    """How long a lock has stood unchanged before our own eyes, by our own clock."""
+
+    def __init__(self) -> None:
+        self._text: bytes | None = None
+        self._since_s = 0.0
+
+    def unchanged_s(self, text: bytes) -> float:
+        """Seconds since this text was first seen, without another one since."""
+        now_s = time.monotonic()
+        if text != self._text:
+            self._text, self._since_s = text, now_s
+        return now_s - self._since_s
+
+
 class IntentLock:
     """A held lock. Use it as a context manager: leaving it releases the lock.
 
@@ -60,20 +66,22 @@ class IntentLock:
     """
 
     def __init__(
-        self, store: Store, key: str, owner: _OwnerFile | None, text: bytes, *, node_id: str, renewal_s: float
+        self, store: Store, key: str, owner: Owner, text: bytes, *, node_id: str, renewal_s: float = RENEWAL_S
     ) -> None:
         self.lost = False
-        self._renewal_s = renewal_s
         self._store = store
         self._key = key
         self._owner = owner
         self._texts = [text]
         self._node_id = node_id
+        self._renewal_s = renewal_s
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._keep_fresh, name="penstock-lock", daemon=True)
 
     @classmethod
-    def try_take(cls, store: Store, intent_key: str, *, node_id: str, stale_ms: int) -> IntentLock | None:
+    def try_take(
+        cls, store: Store, intent_key: str, *, node_id: str, stale_ms: int, watch: LockWatch | None = None
+    ) -> IntentLock | None:
         """Take the lock if it is free, stale, or left behind by a process that died; None if it is held.
 
         Args:
@@ -81,6 +89,7 @@ class IntentLock:
             intent_key: what is to be locked.
             node_id: who we are, one line; may be empty.
             stale_ms: age in milliseconds at which a lock is taken over; 0 means never.
+            watch: what earlier tries of the same wait saw.
 
         Raises:
             ConfigError: the node id has more than one line.
@@ -88,24 +97,20 @@ class IntentLock:
         """
         if len(node_id.splitlines()) > 1:
             raise ConfigError(f"node_id is {node_id!r}; give one line")
-        key = f"locks/{intent_key}.lock"
-        owner_path = local_path(store.locate(f"locks/{intent_key}.owner"))
-        owner = None
-        if owner_path is not None:
-            owner = _OwnerFile(owner_path)
-            if not owner.take():
-                return None
-        text = lock_text(_now_ms(), os.getpid(), node_id)
+        owner = claim_owner(store, intent_key)
+        if owner is None:
+            return None
+        key, text = f"locks/{intent_key}.lock", lock_text(_now_ms(), os.getpid(), node_id)
         taken = False
         try:
-            taken = _take(store, key, owner, text, stale_ms)
+            taken = _take(store, key, owner, text, stale_ms=stale_ms, watch=watch or LockWatch())
+            if taken:
+                owner.record(text)
         finally:
-            if not taken and owner is not None:
+            if not taken:
                 owner.close()
-        if not taken:
-            return None
-        renewal_s = min(_MOST_RENEWAL_S, stale_ms / 4000) if stale_ms else _MOST_RENEWAL_S
-        return cls(store, key, owner, text, node_id=node_id, renewal_s=renewal_s)
+        renewal_s = min(RENEWAL_S, stale_ms / 4000) if stale_ms else RENEWAL_S
+        return cls(store, key, owner, text, node_id=node_id, renewal_s=renewal_s) if taken else None
 
     def __enter__(self) -> IntentLock:
         self._renewer.start()
@@ -119,12 +124,11 @@ class IntentLock:
         try:
             if self._is_ours():
                 self._store.delete(self._key)
+                self._owner.clear()
         except StoreError as failure:
             _logger.warning("lock %s stays until it is stale: %s", self._store.locate(self._key), failure)
         finally:
-            if self._owner is not None:
-                self._owner.clear()
-                self._owner.close()
+            self._owner.close()
 
     def renew(self) -> None:
         """Write the present time into the lock; notices when the lock was lost."""
@@ -135,11 +139,10 @@ class IntentLock:
                 return
             text = lock_text(_now_ms(), os.getpid(), self._node_id)
             self._texts = [self._texts[-1], text]
-            if self._owner is not None:
-                self._owner.record(*self._texts)
-            self._store.replace(self._key, text, version)
-        except PreconditionFailed:
-            self.lost = not self._is_ours()
+            self._owner.record(*self._texts)
+            # Somebody else writing just now is noticed the next time; so is our own write that seemed to fail.
+            with contextlib.suppress(PreconditionFailed):
+                self._store.replace(self._key, text, version)
         except StoreError as failure:
             _logger.warning("can't renew lock %s: %s", self._store.locate(self._key), failure)
 
@@ -154,7 +157,7 @@ class IntentLock:
             self.renew()
 
 
-def _take(store: Store, key: str, owner: _OwnerFile | None, text: bytes, stale_ms: int) -> bool:
+def _take(store: Store, key: str, owner: Owner, text: bytes, *, stale_ms: int, watch: LockWatch) -> bool:
     """Write the lock, over nothing or over one that may be taken over; False if somebody else has it."""
     version = store.version(key)
     if version is not None:
@@ -162,11 +165,11 @@ def _take(store: Store, key: str, owner: _OwnerFile | None, text: bytes, stale_m
             found = store.read(key)
         except ObjectNotFound:
             return False  # released a moment ago; the next try will find it free
-        left_behind = owner is not None and owner.wrote(found)
-        if not left_behind and not is_stale(found, now_ms=_now_ms(), stale_ms=stale_ms):
+        if not is_stale(found, now_ms=_now_ms(), stale_ms=stale_ms) and not owner.left_behind(
+            found, watch.unchanged_s(found)
+        ):
             return False
-    if owner is not None:
-        owner.record(text)
+    owner.announce(text)
     try:
         if version is None:
             store.put_if_absent(key, text)
@@ -178,61 +181,6 @@ def _take(store: Store, key: str, owner: _OwnerFile | None, text: bytes, stale_m
             return store.read(key) == text
         return False
     return True
-
-
-class _OwnerFile:
-    """The file beside a lock in a folder: an ``flock`` while its holder lives, and the lock that it wrote.
-
-    It stays when the lock goes: removing a file that others may be locking would let two of them in.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with os_errors(str(path), "locking"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-    def take(self) -> bool:
-        """Whether no living process holds it; closes the file otherwise."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Where a file system has no flock, the lock's own time decides alone, as it does for strangers.
-            if error.errno not in _NO_FLOCK:
-                self.close()
-                return False
-            self._forget_boot()
-        return True
-
-    def record(self, *texts: bytes) -> None:
-        """Say which lock is ours, before it is written; one write, so that a kill can't tear it."""
-        content = _boot_id() + b"\n" + b"".join(texts)
-        os.pwrite(self._fd, content + b"\n" * max(0, os.fstat(self._fd).st_size - len(content)), 0)
-
-    def wrote(self, text: bytes) -> bool:
-        """Whether a holder of this file wrote the lock ``text``, on this machine, since it booted."""
-        content = os.pread(self._fd, 1 << 16, 0)
-        boot_id, _, locks = content.partition(b"\n")
-        return bool(text) and bool(boot_id) and boot_id == _boot_id() and text in locks
-
-    def clear(self) -> None:
-        """Forget the lock: it was released."""
-        os.ftruncate(self._fd, 0)
-
-    def close(self) -> None:
-        """Let go of the file, and so of the ``flock``."""
-        os.close(self._fd)
-
-    def _forget_boot(self) -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-
-
-def _boot_id() -> bytes:
-    # An flock says something only about processes under the same kernel.
-    try:
-        return _BOOT_ID.read_bytes().strip()
-    except OSError:
-        return b""
 
 
 def _now_ms() -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -57,7 +58,7 @@ class Link:
         return self.base
 
 
-def parse_link(text: str) -> Link:
+def parse_link(text: str | PathLike[str]) -> Link:
     """Parse a dataset link.
 
     Only a suffix after the *last* ``@`` that reads ``refresh`` or ``sha256:<hash>`` is special; any other
@@ -66,7 +67,7 @@ def parse_link(text: str) -> Link:
     Raises:
         LinkError: nothing names a dataset, or no hash follows ``@sha256:``.
     """
-    stripped = text.strip()
+    stripped = fspath(text).strip()
     base, at, suffix = stripped.rpartition("@")
     link = Link(stripped)
     if at and suffix == _REFRESH:

@@ -22,7 +22,7 @@ from typing import IO
 
 from penstock import config
 from penstock.errors import ConfigError, ManifestError, ManifestNotFound, ObjectNotFound
-from penstock.intent_lock import IntentLock
+from penstock.intent_lock import IntentLock, LockWatch
 from penstock.links import local_path
 from penstock.manifest import Manifest
 from penstock.store.base import Store
@@ -173,9 +173,9 @@ class ManifestStore:
         else:
             self._store.replace(key, data, since.version)
 
-    def try_lock(self, intent_key: str, *, node_id: str, stale_ms: int) -> IntentLock | None:
+    def try_lock(self, intent_key: str, *, node_id: str, stale_ms: int, watch: LockWatch) -> IntentLock | None:
         """Try to become the one that indexes a dataset; None while somebody else is."""
-        return IntentLock.try_take(self._store, intent_key, node_id=node_id, stale_ms=stale_ms)
+        return IntentLock.try_take(self._store, intent_key, node_id=node_id, stale_ms=stale_ms, watch=watch)
 
     def _size(self, manifest_hash: str) -> int:
         try:

@@ -16,7 +16,7 @@ from penstock import config
 from penstock.dev_manifest import write_dev_manifest
 from penstock.errors import DeadlineExceeded, EmptyDataset, PreconditionFailed
 from penstock.index import canonical_base, write_index
-from penstock.intent_lock import IntentLock
+from penstock.intent_lock import IntentLock, LockWatch
 from penstock.links import Link, intent_key, join_location, local_path, parse_link
 from penstock.manifest import Manifest
 from penstock.manifest_store import ManifestStore, Pointer, staging_file
@@ -50,7 +50,7 @@ class Resolved:
 
 
 def resolve_manifest_hash(
-    dataset_link: str,
+    dataset_link: str | Path,
     *,
     manifest_store_root: str | Path | None = None,
     dev_manifest_path: str | Path | None = None,
@@ -86,7 +86,7 @@ def resolve_manifest_hash(
 
 
 def resolve(
-    dataset_link: str,
+    dataset_link: str | Path,
     *,
     manifest_store_root: str | Path | None = None,
     dev_manifest_path: str | Path | None = None,
@@ -114,7 +114,7 @@ class _Request:
     @classmethod
     def make(
         cls,
-        dataset_link: str,
+        dataset_link: str | Path,
         manifest_store_root: str | Path | None,
         dev_manifest_path: str | Path | None,
         node_id: str | None,
@@ -151,9 +151,9 @@ class _Request:
     def _create_or_wait(self, key: str, before: Pointer) -> str:
         """Index, or wait for whoever does; a pointer that was there ``before`` is never the answer."""
         deadline = time.monotonic() + self.wait_s
-        waiting = False
+        watch, waiting = LockWatch(), False
         while True:
-            lock = self.store.try_lock(key, node_id=self.node_id, stale_ms=self.stale_ms)
+            lock = self.store.try_lock(key, node_id=self.node_id, stale_ms=self.stale_ms, watch=watch)
             if lock is not None:
                 with lock:
                     created = self._create(key, before, lock)

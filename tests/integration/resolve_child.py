@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from penstock import intent_lock, lock_owner
 from penstock import resolve as resolve_module
 from penstock.index import write_index
 from penstock.proof import LOGGER_NAME
@@ -29,6 +30,8 @@ def wait_for_gate(*arguments, **options):
 logging.getLogger(LOGGER_NAME).addHandler(logging.StreamHandler(sys.stdout))
 logging.getLogger(LOGGER_NAME).setLevel(logging.INFO)
 resolve_module.write_index = wait_for_gate
+intent_lock.RENEWAL_S = float(os.environ.get("TEST_RENEWAL_S", intent_lock.RENEWAL_S))
+lock_owner.SILENCE_S = float(os.environ.get("TEST_SILENCE_S", lock_owner.SILENCE_S))
 print("ready", flush=True)
 sys.stdin.readline()
 print("resolved to " + resolve_module.resolve_manifest_hash(sys.argv[1], manifest_store_root=sys.argv[2]), flush=True)

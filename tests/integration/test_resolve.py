@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -19,6 +21,7 @@ from penstock.errors import (
     ManifestNotFound,
     ObjectNotFound,
     ResolveError,
+    StoreError,
 )
 from penstock.index import write_index
 from penstock.intent_lock import IntentLock
@@ -576,3 +579,59 @@ def test_a_node_id_of_two_lines_is_refused(place):
     place.files("a")
     with pytest.raises(ConfigError, match="node_id"):
         place.hash(node_id="a\nb")
+
+
+def test_eight_threads_refreshing_elect_one_indexer(place, monkeypatch, proofs):
+    place.files("a")
+    all_began = threading.Event()
+
+    def wait_for_the_others(*arguments, **options):
+        assert all_began.wait(20)
+        return write_index(*arguments, **options)
+
+    monkeypatch.setattr(resolve_module, "write_index", wait_for_the_others)
+    hashes = []
+    threads = [threading.Thread(target=lambda: hashes.append(place.hash("@refresh"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(proofs("snapshot_index_wait")) < 7 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    all_began.set()
+    for thread in threads:
+        thread.join()
+    assert len(hashes) == 8 and len(set(hashes)) == 1
+    assert len(proofs("snapshot_indexer_elected")) == 1
+
+
+def test_a_table_that_is_no_regular_file_is_refused_and_never_waited_for(place, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(StoreError, match="regular file"):
+            place.hash(dev_manifest_path=path)
+
+
+FULL = """
+import resource, sys
+from penstock.errors import PenstockError
+from penstock.resolve import resolve
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    resolve(sys.argv[1], manifest_store_root=sys.argv[2])
+except PenstockError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("room", [10_000, 40_000])
+def test_no_room_is_named_and_leaves_no_lie(place, room):
+    place.files(*(f"name-of-a-file-{i}" for i in range(1000)))
+    command = [sys.executable, "-c", FULL, str(place.data), str(place.root), str(room)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    # The text has 30 kB, its columns more: with little room there is no manifest, with more of it no columns.
+    assert done.stdout.startswith("StoreFull"), done.stdout + done.stderr
+    assert not place.lock().exists()
+    if room < 30_000:
+        assert not place.pointer().exists()
+    assert place.hash() == place.hash("@refresh")
+    assert not [file for file in place.root.rglob("*") if file.name.startswith(".")]

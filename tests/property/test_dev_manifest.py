@@ -83,5 +83,5 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
     path = tmp_path / "table"
     with open(path, "wb") as file:
         file.truncate(1 << 30)  # a hole: a gigabyte of NUL
-    with pytest.raises(ManifestError, match="line 1: longer than 1048576 bytes"):
+    with pytest.raises(ManifestError, match="line 1: longer than 1048512 bytes"):
         write_dev_manifest(path, io.BytesIO(), version=1)
