@@ -115,7 +115,7 @@ void mutate(std::string& text) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const long rounds = argc > 1 ? std::atol(argv[1]) : 200000;
+  const long rounds = argc > 1 ? std::atol(argv[1]) : 20000;
   state = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   for (long round = 0; round < rounds; ++round) {
     std::string text = kSeeds[draw(sizeof kSeeds / sizeof *kSeeds)];
