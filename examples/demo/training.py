@@ -61,6 +61,9 @@ def warm_model(class_count: int, batch_size: int, side: int) -> Model:
 
     Otherwise torch's own growth in the first steps would look like the loader's.
     """
+    # For a network this small, threads that wait for each other cost more than they bring, the more so on a
+    # machine that has other things to do; and the loader's decoding wants a core as well.
+    torch.set_num_threads(1)
     another = Model(class_count)
     for _ in range(3):
         another.step(torch.zeros(batch_size, 3, side, side), torch.zeros(batch_size, dtype=torch.int64))
