@@ -52,7 +52,7 @@ def at_start_of_copying(act: Callable[[], None]) -> Callable[[Progress], None]:
     return on_progress
 
 
-@pytest.mark.parametrize("shard_mb", [0, -1, True, None, "512", float("nan")])
+@pytest.mark.parametrize("shard_mb", [0, -1, True, None, "512", float("nan"), float("inf")])
 def test_e2_32_shard_mb_must_be_positive(source, out, shard_mb):
     with pytest.raises(RuntimeError, match="shard_mb must be > 0") as caught:
         pack_dir(source, out=out, shard_mb=shard_mb)

@@ -18,6 +18,8 @@ from penstock.pack.source_folder import FolderSource
 
 __all__ = ["pack", "pack_dir"]
 
+_MOST_SHARD_MB = 1 << 30  # a PiB: what isn't a mistake is smaller
+
 Location: TypeAlias = str | os.PathLike[str]
 Result: TypeAlias = dict[str, int | str | None]
 
@@ -146,14 +148,22 @@ def _check_apart(source: Source, sink: Sink) -> None:
 
 
 def _options(shard_mb: int, label_mode: str, require_labels: bool, manifest_version: int) -> Options:
-    if isinstance(shard_mb, bool) or not isinstance(shard_mb, int | float) or not shard_mb > 0:
-        raise ConfigError(f"shard_mb must be > 0, in MiB; it is {shard_mb!r}")
     mode = parse_label_mode(label_mode)
     return Options(
-        shard_bytes=int(shard_mb * (1 << 20)),
+        shard_bytes=_shard_bytes(shard_mb),
         label_mode="imagefolder" if require_labels else mode,
         manifest_version=check_version(manifest_version),
     )
+
+
+def _shard_bytes(shard_mb: int) -> int:
+    try:
+        fits = not isinstance(shard_mb, bool) and 0 < shard_mb < _MOST_SHARD_MB
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"shard_mb must be > 0, in MiB; it is {shard_mb!r}")
+    return int(shard_mb * (1 << 20))
 
 
 def _result(packed: Packed, suffix: str) -> Result:

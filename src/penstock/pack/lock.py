@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from penstock.errors import PackError
+from penstock.pack.source import shown
 
 __all__ = ["FolderLock"]
 
@@ -55,9 +56,8 @@ class FolderLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PackError(
-                f"another pack is writing to {self._path.parent.parent}; wait for it, or choose another out"
-            ) from None
+            out = shown(os.fsencode(self._path.parent.parent))
+            raise PackError(f"another pack is writing to {out}; wait for it, or choose another out") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS_HERE:
                 raise

@@ -68,6 +68,7 @@ def run(source: Source, sink: Sink, options: Options, progress: ProgressCallback
 def _pack(source: Source, sink: Sink, options: Options, reporter: _Reporter) -> Packed:
     with Spool(sink.scratch) as spool:
         survey = Survey(source.url)
+        reporter.listing(survey)
         spool.extend(survey.watch(source.entries(), lambda: reporter.listing(survey)))
         labels = survey.labels(options.label_mode)
         reporter.start_copying(survey)

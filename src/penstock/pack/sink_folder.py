@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from penstock.errors import DeadlineExceeded, PackError
 from penstock.pack.lock import FolderLock
 from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
+from penstock.pack.source import shown
 from penstock.pack.tar import TRAILER
 from penstock.store.oserrors import os_errors
 
@@ -55,7 +56,7 @@ class FolderSink:
 
     def open(self) -> None:
         """Make the folders, take the lock and remove what dead packs left."""
-        with os_errors(str(self.root), "writing"):
+        with _writing(self.root):
             try:
                 self._make_folders()
                 self._lock.acquire()
@@ -75,7 +76,7 @@ class FolderSink:
 
     def write(self, shard: int, data: memoryview) -> None:
         """Append to a shard under its staging name."""
-        with os_errors(str(self._staging(shard_key(shard))), "writing"):
+        with _writing(self._staging(shard_key(shard))):
             if self._fd < 0:
                 self._staged.append(shard_key(shard))
                 self._fd = _create(self._staging(shard_key(shard)))
@@ -86,7 +87,7 @@ class FolderSink:
 
     def end_shard(self) -> None:
         """End the archive; it is flushed to the disk while the next one is being written."""
-        with os_errors(str(self._staging(self._staged[-1])), "writing"):
+        with _writing(self._staging(self._staged[-1])):
             _write_all(self._fd, memoryview(TRAILER))
         self._flush(_flush_and_close)
         self._fd = -1
@@ -94,14 +95,14 @@ class FolderSink:
     def open_manifest(self) -> BinaryIO:
         """The manifest's staging file."""
         path = self._staging(MANIFEST_KEY)
-        with os_errors(str(path), "writing"):
+        with _writing(path):
             self._manifest = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (publish and abort close it)
         return self._manifest
 
     def publish(self, labels: bytes | None) -> None:
         """Put everything in its place, the manifest last."""
         self._flush_all(labels)
-        with os_errors(str(self.root), "writing"):
+        with _writing(self.root):
             self._remove(MANIFEST_KEY)
             _sync_folder(self._metadata)
             for key in self._staged:
@@ -132,7 +133,7 @@ class FolderSink:
                     folder.mkdir()
                     self._made.append(folder)
             if not folder.is_dir():
-                raise PackError(f"{folder} is not a directory; choose another out")
+                raise PackError(f"{shown(os.fsencode(folder))} is not a directory; choose another out")
 
     def _flush(self, how: Callable[[int], None]) -> None:
         """Flush the shard that is being written, behind its back."""
@@ -141,12 +142,12 @@ class FolderSink:
 
     def _flush_all(self, labels: bytes | None) -> None:
         assert self._manifest is not None, "publish comes after open_manifest"
-        with os_errors(str(self._staging(MANIFEST_KEY)), "writing"):
+        with _writing(self._staging(MANIFEST_KEY)):
             self._manifest.flush()
             os.fsync(self._manifest.fileno())
             self._manifest.close()
         if labels is not None:
-            with os_errors(str(self._staging(LABELS_KEY)), "writing"):
+            with _writing(self._staging(LABELS_KEY)):
                 fd = _create(self._staging(LABELS_KEY))
                 try:
                     _write_all(fd, memoryview(labels))
@@ -156,7 +157,7 @@ class FolderSink:
 
     def _wait_for_shards(self) -> None:
         for key, flushing in self._flushing:
-            with os_errors(str(self._staging(key)), "writing"):
+            with _writing(self._staging(key)):
                 try:
                     flushing.result(_FLUSH_DEADLINE_S)
                 except TimeoutError:
@@ -205,6 +206,10 @@ class FolderSink:
         while self._made:
             with suppress(OSError):  # somebody else put something there
                 self._made.pop().rmdir()
+
+
+def _writing(path: Path) -> AbstractContextManager[None]:
+    return os_errors(shown(os.fsencode(path)), "writing")
 
 
 def _create(path: Path) -> int:
