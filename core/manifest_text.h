@@ -1,8 +1,8 @@
 // Reads a manifest's text as a stream, into columns.
 //
-// Versions 0 and 1, as docs/file_formats.md has them. Reading is more lenient than writing: rows may have 2, 4 or 5 fields
-// (6 as well in version 1), blank lines are skipped, and a carriage return at a line's end is dropped. `canonical`
-// says whether none of that was needed, so that the text equals what a writer would make of its rows.
+// Versions 0 and 1, as docs/file_formats.md has them. Reading is more lenient than writing: rows may have 2, 4 or 5
+// fields (6 as well in version 1), blank lines are skipped, and a carriage return at a line's end is dropped.
+// `canonical` says whether none of that was needed, so that the text equals what a writer would make of its rows.
 //
 // Threads: one at a time. Memory: what one `feed` adds, plus one unfinished line.
 // Errors: Error{bad_manifest} that begins with the line's number; the parser is of no use afterwards.
