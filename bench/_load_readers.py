@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,21 @@ def touch(samples: Sequence[Any]) -> Seen:
     return Seen(len(samples), sum(map(len, samples)), sum(sample[0] for sample in samples))
 
 
+def touch_one_by_one(samples: Iterable[bytes]) -> Seen:
+    count = size = first_bytes = 0
+    for sample in samples:
+        count += 1
+        size += len(sample)
+        first_bytes += sample[0]
+    return Seen(count, size, first_bytes)
+
+
 def penstock_arrays(data: Dataset, shuffled: bool, *, prefetch_batches: int) -> Epoch:
     """Batches as they come: one array of bytes and one of offsets."""
-    import penstock
+    from penstock import load
 
     def epoch() -> Iterator[Seen]:
-        with penstock.load(
+        with load(
             str(data.packed),
             manifest_store_root=str(data.store),
             batch_size_samples=BATCH_SAMPLES,
@@ -60,10 +69,10 @@ def penstock_arrays(data: Dataset, shuffled: bool, *, prefetch_batches: int) -> 
 
 def penstock_samples(data: Dataset, shuffled: bool) -> Epoch:
     """Each sample as an object of its own, as the peers hand them out: a view, without a copy."""
-    import penstock
+    from penstock import load
 
     def epoch() -> Iterator[Seen]:
-        with penstock.load(
+        with load(
             str(data.packed),
             manifest_store_root=str(data.store),
             batch_size_samples=BATCH_SAMPLES,
@@ -76,19 +85,25 @@ def penstock_samples(data: Dataset, shuffled: bool) -> Epoch:
     return epoch
 
 
-def pread(data: Dataset, shuffled: bool) -> Epoch:
-    """One thread, one system call and one bytes object a sample, from lists that are in memory already."""
+def pread(data: Dataset, shuffled: bool, *, keep: bool) -> Epoch:
+    """One thread, one system call and one bytes object a sample, from lists that are in memory already.
+
+    With ``keep`` the samples of a batch are kept until it is whole, as a batch is; without, each is dropped at once,
+    and the next one comes to lie in memory that is still in the processor's cache.
+    """
     index = data.index()
     count = len(index.length)
     order = np.random.default_rng(0).permutation(count).tolist() if shuffled else list(range(count))
     shards, offsets, lengths = index.shard.tolist(), index.offset.tolist(), index.length.tolist()
 
+    def read(batch: list[int], fds: list[int]) -> Iterator[bytes]:
+        return (os.pread(fds[shards[i]], lengths[i], offsets[i]) for i in batch)
+
     def epoch() -> Iterator[Seen]:
         fds = [os.open(path, os.O_RDONLY) for path in data.shards]
         for start in range(0, count, BATCH_SAMPLES):
-            yield touch(
-                [os.pread(fds[shards[i]], lengths[i], offsets[i]) for i in order[start : start + BATCH_SAMPLES]]
-            )
+            samples = read(order[start : start + BATCH_SAMPLES], fds)
+            yield touch(list(samples)) if keep else touch_one_by_one(samples)
         for fd in fds:
             os.close(fd)
 
@@ -164,7 +179,8 @@ READERS = {
         "penstock.load, one builder", "ours", functools.partial(penstock_arrays, prefetch_batches=1)
     ),
     "penstock-samples": Reader("penstock.load, one view a sample", "ours", penstock_samples),
-    "pread": Reader("pread per sample, known index", "floor", pread),
+    "pread": Reader("pread per sample, known index", "floor", functools.partial(pread, keep=False)),
+    "pread-batches": Reader("pread per sample, batch kept", "floor", functools.partial(pread, keep=True)),
     "sequential": Reader("read() of the shards, 4 MiB", "floor", sequential_read, shuffles=False),
     "webdataset": Reader(f"WebDataset, {WORKERS} workers", "peer", functools.partial(webdataset, workers=WORKERS)),
     "webdataset-here": Reader("WebDataset, in process", "peer", functools.partial(webdataset, workers=0)),

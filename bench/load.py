@@ -42,6 +42,16 @@ MODES = ("in order", "shuffled")
 _CHILD_TIMEOUT_S = 300
 _WARM_SHARE = 0.99  # of the data must have come from the page cache
 _WARM_TRIES = 3
+_SPREAD = ("samples_per_s", "bytes_per_s", "cpu_us_per_sample", "first_batch_s")
+_COLUMNS = (
+    "samples/s",
+    "GB/s",
+    "CPU us/sample",
+    "first batch s",
+    "peak MB (over imports)",
+    "x fastest peer",
+    "x pread",
+)
 
 
 def measure(name: str, mode: str, folder: str) -> dict[str, Any]:
