@@ -42,21 +42,20 @@ _HOMES = {
     "DataLoader": "penstock.loader",
     "Manifest": "penstock.manifest",
     "PenstockError": "penstock.errors",
-    "errors": "penstock.errors",
     "load": "penstock.loader",
     "pack": "penstock.pack",
     "pack_dir": "penstock.pack",
     "resolve_manifest_hash": "penstock.resolve",
-    "vision": "penstock.vision",
 }
+_MODULES = {"errors", "vision"}
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    if name in _MODULES:
+        return importlib.import_module(f"penstock.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
-    module = importlib.import_module(home)
-    value = module if home == f"penstock.{name}" and not callable(getattr(module, name, None)) else getattr(module, name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -32,7 +32,7 @@ from penstock.errors import (
 )
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
-from penstock.manifest import Manifest
+from penstock.resolve import Resolved
 from penstock.store import Store, open_store, split_location
 from penstock.store.base import Buffer
 
@@ -92,9 +92,8 @@ class _Part:
 class Fetcher:
     """Reads samples of one manifest. Thread-safe; closed by its owner."""
 
-    def __init__(self, manifest: Manifest, base: str) -> None:
-        self._manifest = manifest
-        self._base = base
+    def __init__(self, dataset: Resolved) -> None:
+        self._dataset = dataset
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -198,7 +197,7 @@ class Fetcher:
 
     def _error(self, status: int, detail: int, unit: Unit, row: int) -> PenstockError:
         sample, length, offset = int(unit.sample_ids[row]), int(unit.lengths[row]), int(unit.offsets[row])
-        location = self._location(int(unit.locations[row]))
+        location = self._dataset.location(int(unit.locations[row]))
         where = f"sample {sample} in {location}" + (f" at offset {offset}" if offset >= 0 else "")
         if status == _core.READ_SYSTEM_ERROR:
             return _os_error(detail, where)
@@ -236,15 +235,9 @@ class Fetcher:
                 self._files.popitem(last=False)
         return file
 
-    def _location(self, index: int) -> str:
-        location = self._manifest.location(index)
-        if "://" in location or location.startswith("/"):
-            return location
-        return f"{self._base.rstrip('/')}/{location}"
-
     def _place(self, index: int) -> tuple[Store | None, str]:
         """Where a location is: (None, path) for a file of this machine, else (store, key)."""
-        location = self._location(index)
+        location = self._dataset.location(index)
         if location.startswith("file://"):
             return None, location.removeprefix("file://")
         if "://" not in location:

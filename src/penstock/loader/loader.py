@@ -78,7 +78,7 @@ class Loader(Generic[T]):
         self._budget = Budget(cap_bytes)
         self._rss = RssGuard.from_environment()
         self._rss.sample()
-        self._fetcher = Fetcher(self._manifest, self._base)
+        self._fetcher = Fetcher(resolved)
         self._pipeline = Pipeline(
             plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
             self._work(),
