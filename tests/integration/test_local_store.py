@@ -218,9 +218,20 @@ def test_a_killed_writer_leaves_old_or_new_and_nothing_in_between(tmp_path: Path
     assert store.read("k") == b"after"
 
 
-def test_a_folder_s_lock_dies_with_its_holder(tmp_path: Path):
+@pytest.mark.parametrize("use", ["put", "replace", "delete", "commit"])
+def test_a_folder_s_lock_keeps_writers_out_and_dies_with_its_holder(tmp_path: Path, use: str):
     store = open_store(str(tmp_path))
     store.put("k", b"1")
+    version = store.version("k")
+    assert version is not None
+    writer = store.open_writer("k")
+    writer.write(b"2")
+    uses = {
+        "put": lambda: store.put("k", b"2"),
+        "replace": lambda: store.replace("k", b"2", version),
+        "delete": lambda: store.delete("k"),
+        "commit": writer.commit,
+    }
     program = (
         "import sys\n"
         "from penstock.store.files import folder_lock\n"
@@ -234,13 +245,21 @@ def test_a_folder_s_lock_dies_with_its_holder(tmp_path: Path):
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     done = threading.Event()
-    writer = threading.Thread(target=lambda: (store.put("k", b"2"), done.set()), daemon=True)
-    writer.start()
+    threading.Thread(target=lambda: (uses[use](), done.set()), daemon=True).start()
     assert not done.wait(0.2), "the lock kept nobody out"
+    assert store.read("k") == b"1"
     holder.kill()
     assert done.wait(WAIT_S)
     holder.communicate(timeout=WAIT_S)
-    assert store.read("k") == b"2"
+    writer.abort()
+    assert store.version("k") is None if use == "delete" else store.read("k") == b"2"
+
+
+def test_every_write_has_a_time_of_its_own_to_the_nanosecond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The kernel's clock ticks every few milliseconds, and an inode may be used again at once."""
+    monkeypatch.setattr(files.time, "time_ns", lambda: 1_700_000_000_123_456_789)
+    open_store(str(tmp_path)).put("k", b"1")
+    assert os.stat(tmp_path / "k").st_mtime_ns == 1_700_000_000_123_456_789
 
 
 def test_where_folders_can_not_be_locked_a_hidden_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

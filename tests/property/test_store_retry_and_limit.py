@@ -152,7 +152,7 @@ def test_a_waiter_goes_on_when_a_place_comes_free_and_never_before():
     entered = threading.Event()
 
     def wait_for_place() -> None:
-        with limit.slot(WAIT_S):
+        with limit.slot(6 * WAIT_S):  # a waiter that nobody wakes comes too late
             entered.set()
 
     with limit.slot(0.0):
@@ -170,7 +170,7 @@ def test_a_raised_ceiling_lets_waiters_in():
     entered = threading.Event()
 
     def wait_for_place() -> None:
-        with limit.slot(WAIT_S):
+        with limit.slot(6 * WAIT_S):  # a waiter that nobody wakes comes too late
             entered.set()
 
     with limit.slot(0.0):
