@@ -2,10 +2,11 @@
 
     python bench/manifest_open.py [--rows 10000000] [--repeat 5] [--folder DIR]
 
-Prints one JSON object for each kind of text: ``packed`` (shards, byte ranges, checksums), ``labelled`` (the same
-with labels) and ``unpacked`` (a location for each sample). Every opening happens in a process of its own, which
-has imported all that it needs before its memory is measured: ``added_rss_bytes`` is what the opening adds for as
-long as the manifest is kept, ``peak_added_rss_bytes`` the most that it added meanwhile, mapped files included.
+Prints one JSON object for each kind of text, and keeps them in out/bench/manifest_open.json: ``packed`` (shards,
+byte ranges, checksums), ``labelled`` (the same with labels) and ``unpacked`` (a location for each sample). Every
+opening happens in a process of its own, which has imported all that it needs before its memory is measured:
+``added_rss_bytes`` is what the opening adds for as long as the manifest is kept, ``peak_added_rss_bytes`` the most
+that it added meanwhile, mapped files included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+import _common as common
 from penstock.manifest import Manifest, ManifestWriter
 
 STEP = 100_000
+_TIMEOUT_S = 900.0
 
 
 def write_text(path: Path, kind: str, rows: int) -> str:
@@ -69,8 +71,10 @@ def open_once(path: Path, manifest_hash: str) -> dict[str, float]:
 
 def open_in_child(path: Path, manifest_hash: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--open", str(path), manifest_hash]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    outcome = common.run_child(command, timeout_s=_TIMEOUT_S)
+    if outcome.result is None:
+        raise SystemExit(outcome.reason)
+    return outcome.result
 
 
 def measure(kind: str, rows: int, repeat: int, folder: Path) -> dict[str, object]:
@@ -101,15 +105,22 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", help="where the texts and the cache go; about 4 GB for 10 million rows")
+    parser.add_argument("--quick", action="store_true", help="100,000 rows, opened once")
     parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.open:
         print(json.dumps(open_once(Path(arguments.open[0]), arguments.open[1])))
         return
+    rows, repeat = (100_000, 1) if arguments.quick else (arguments.rows, arguments.repeat)
+    facts = common.environment("numpy", "pyarrow")
+    print(common.environment_line(facts))
+    results = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         os.environ["PENSTOCK_CACHE_DIR"] = f"{name}/cache"
         for kind in ("packed", "labelled", "unpacked"):
-            print(json.dumps(measure(kind, arguments.rows, arguments.repeat, Path(name))), flush=True)
+            results.append(measure(kind, rows, repeat, Path(name)))
+            print(json.dumps(results[-1]), flush=True)
+    common.write_report("manifest_open", {"environment": facts, "results": results})
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def run_contestant(name: str, source: Path, out: Path) -> None:
 
 
 def measure(source: Path, out: Path, rounds: int) -> dict[str, list[common.Outcome]]:
-    names = [name for name in CONTESTANTS if importlib.util.find_spec(_PACKAGES.get(name, "os"))]
+    missing = [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is None]
+    names = [name for name in CONTESTANTS if name not in missing]
 
     def run(name: str, *, watch_memory: bool = False) -> common.Outcome:
         shutil.rmtree(out, ignore_errors=True)
@@ -110,7 +111,8 @@ def measure(source: Path, out: Path, rounds: int) -> dict[str, list[common.Outco
     outcomes = common.in_turn(names, rounds, run)
     for name in names:
         outcomes[name].append(run(name, watch_memory=True))
-    return outcomes
+    not_installed = common.Outcome(None, "isn't installed; make setup-bench")
+    return outcomes | {name: [not_installed, not_installed] for name in missing}
 
 
 def report(outcomes: dict[str, list[common.Outcome]], files: int, total_bytes: int) -> None:
@@ -145,18 +147,20 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100_000, help="bytes of the largest file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="where to work: a folder on the disk to measure")
+    parser.add_argument("--quick", action="store_true", help="2,000 files, one round")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         run_contestant(options.contestant, *options.work)
         return
+    files, rounds = (2_000, 1) if options.quick else (options.files, options.rounds)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder, "in")
-        total_bytes = make_tree(source, options.files, options.least, options.most)
+        total_bytes = make_tree(source, files, options.least, options.most)
         common.prewarm(common.files_below(source))
-        outcomes = measure(source, Path(folder, "out"), options.rounds)
-        report(outcomes, options.files, total_bytes)
+        outcomes = measure(source, Path(folder, "out"), rounds)
+        report(outcomes, files, total_bytes)
 
 
 if __name__ == "__main__":
