@@ -15,6 +15,7 @@ from penstock.labels import read_labels
 from penstock.pack import Progress, pack, pack_dir
 from penstock.pack import gather as gather_module
 from penstock.proof import LOGGER_NAME
+from penstock.resolve import resolve_manifest_hash
 
 TWO_CLASSES = {"cat/1.jpg": b"meow", "cat/2.jpg": b"purr", "dog/1.jpg": b"woof"}
 
@@ -89,6 +90,7 @@ def test_e2_23_tarfile_reads_the_shards(tmp_path):
     assert len(shard) == sum(512 + -(-len(data) // 512) * 512 for data in files.values()) + 1024
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # its own
 def test_e2_23_webdataset_reads_the_shards(tmp_path):
     webdataset = pytest.importorskip("webdataset", reason="the benchmarks' peer, not a dependency")
     files = random_files(20)
@@ -126,8 +128,6 @@ def test_e2_24_a_smaller_pack_leaves_no_surplus_shards_behind(tmp_path):
 
 
 def test_e2_26_and_31_the_hash_is_what_the_link_resolves_to_labelled_or_not(tmp_path):
-    from penstock.resolve import resolve_manifest_hash
-
     source, out = make_tree(tmp_path / "in", TWO_CLASSES), tmp_path / "out"
     for mode in ("auto", "none"):
         for version in (0, 1):
