@@ -12,6 +12,7 @@ before the request is passed on, in the order in which requests arrive.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import struct
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 from urllib.parse import urlsplit
 
 __all__ = ["Fault", "FaultProxy", "Request", "Rule"]
@@ -154,12 +155,13 @@ class FaultProxy:
             self._peak = self._active
 
     def close(self) -> None:
-        """Stop listening, wake everything that hangs, and wait for the listener's thread."""
+        """Stop listening, wake everything that hangs, end every connection, and wait for all threads."""
         if not self.closed.is_set():
             self.closed.set()
             self._server.shutdown()
             self._server.server_close()
             self._thread.join(timeout=10)
+            self._server.end_connections()
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +192,24 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
     daemon_threads = True
     block_on_close = False
+
+    def __init__(self, *arguments: Any) -> None:
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        super().__init__(*arguments)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._connections[threading.current_thread()] = request
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._connections[threading.current_thread()]
+
+    def end_connections(self) -> None:
+        """A client that keeps its connection for later would otherwise keep a thread of ours."""
+        for thread, connection in list(self._connections.items()):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join(timeout=10)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that give up are what this is for; they are no news."""
