@@ -74,7 +74,7 @@ def audit(resolved: Resolved, progress: Callable[[Audit], None]) -> Audit:
     manifest = resolved.manifest
     state = Audit(manifest.row_count, _total_bytes(manifest))
     buffer = memoryview(bytearray(_BUFFER_BYTES))
-    with closing(Fetcher(manifest, resolved.base)) as fetcher:
+    with closing(Fetcher(resolved)) as fetcher:
         for ids in _portions(manifest):
             if not _fetch(fetcher, manifest, ids, buffer):
                 _check_one_by_one(resolved, ids, state, progress)
