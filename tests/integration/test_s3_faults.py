@@ -125,7 +125,7 @@ def test_a_broken_body_is_taken_up_where_it_broke(
 
 
 def test_every_body_may_break_as_long_as_pieces_come(store: Store, s3_proxy: FaultProxy, data: bytes):
-    s3_proxy.add_rule(lambda request: Fault(cut_after_bytes=3 * MIB // 2) if request.method == "GET" else None)
+    s3_proxy.add_rule(lambda request: Fault(cut_after_bytes=5 * MIB // 4) if request.method == "GET" else None)
     assert collect(store, "big", 0, len(data)) == data
     assert len(s3_proxy.requests) > 4, "more breaks than tries"
 
