@@ -31,7 +31,7 @@ _SHARD_BYTES = 512 << 20
 
 
 def with_penstock(source: Path, out: Path) -> None:
-    from penstock.pack import pack_dir
+    from penstock.packing import pack_dir
 
     pack_dir(source, out=out)
 
@@ -71,7 +71,7 @@ CONTESTANTS: dict[str, Callable[[Path, Path], None]] = {
     "webdataset": with_webdataset,
     "mx8": with_mx8,
 }
-_PACKAGES = {"penstock": "penstock.pack", "webdataset": "webdataset", "mx8": "mx8"}
+_PACKAGES = {"penstock": "penstock.packing", "webdataset": "webdataset", "mx8": "mx8"}
 
 
 def make_tree(root: Path, files: int, least: int, most: int) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.errors import PenstockError
     from penstock.loader import Batch, DataLoader, load
     from penstock.manifest import Manifest
-    from penstock.pack import pack, pack_dir
+    from penstock.packing import pack, pack_dir
     from penstock.resolve import resolve_manifest_hash
 
 __version__ = "0.1.0"
@@ -43,8 +43,8 @@ _HOMES = {
     "Manifest": "penstock.manifest",
     "PenstockError": "penstock.errors",
     "load": "penstock.loader",
-    "pack": "penstock.pack",
-    "pack_dir": "penstock.pack",
+    "pack": "penstock.packing",
+    "pack_dir": "penstock.packing",
     "resolve_manifest_hash": "penstock.resolve",
 }
 _MODULES = {"errors", "vision"}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 
 STEPS = ("mkdir", "open", "write", "fsync", "replace", "rename", "unlink", "rmdir")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packing import in_byte_order, make_tree, payloads_of, random_files, tree_of
 
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 
 OLD = {"a/1": b"old", "b/2": b"older"}
 NEW = random_files(30, largest=120_000, seed=1)
@@ -59,7 +59,7 @@ def test_dying_at_every_single_step_leaves_old_new_or_no_manifest(tmp_path, sour
 
 PACK_FOR_EVER = """
 import sys
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 out, *sources = sys.argv[1:]
 print("packing", flush=True)
 while True:
@@ -85,7 +85,7 @@ def test_kill_9_at_random_moments(tmp_path, sources):
 
 CTRL_C = """
 import os, signal, sys
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 def press(report):
     if report.stage == "copy" and report.done_samples:
         os.kill(os.getpid(), signal.SIGINT)

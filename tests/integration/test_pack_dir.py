@@ -12,8 +12,8 @@ from packing import in_byte_order, make_tree, payloads_of, random_files, rows_of
 from penstock import _core
 from penstock.errors import ConfigError, PackError
 from penstock.labels import read_labels
-from penstock.pack import Progress, pack, pack_dir
-from penstock.pack import gather as gather_module
+from penstock.packing import Progress, pack, pack_dir
+from penstock.packing import gather as gather_module
 from penstock.proof import LOGGER_NAME
 from penstock.resolve import resolve_manifest_hash
 
@@ -267,7 +267,7 @@ def test_a_relative_out_and_strings(tmp_path, monkeypatch):
 
 
 def test_files_larger_than_a_segment_are_streamed_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("penstock.pack.run.SEGMENT_BYTES", 4096)
+    monkeypatch.setattr("penstock.packing.run.SEGMENT_BYTES", 4096)
     monkeypatch.setattr(gather_module, "SEGMENT_BYTES", 4096)
     files = random_files(50, largest=2000) | {
         f"class 0/big{size}.x": os.urandom(size) for size in (3072, 3073, 3584, 4096, 10_000, 50_000)

@@ -23,7 +23,7 @@ from penstock.errors import (
     SampleChanged,
     StoreFull,
 )
-from penstock.pack import Progress, pack, pack_dir
+from penstock.packing import Progress, pack, pack_dir
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_disk_too_full_for_the_list_of_files(tmp_path, small_disk):
 FILE_SIZE_LIMIT = """
 import resource, sys
 from penstock.errors import StoreFull
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
     pack_dir(sys.argv[1], out=sys.argv[2])

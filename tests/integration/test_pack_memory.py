@@ -7,7 +7,7 @@ import sys
 
 PACK_NOTHING = """
 import io, resource, sys
-from penstock.pack.run import Options, run
+from penstock.packing.run import Options, run
 
 class Source:  # a million empty promises: files of one byte that exist nowhere
     url, readers = "nowhere", 2

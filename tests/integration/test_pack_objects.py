@@ -13,7 +13,7 @@ import pytest
 from packing import in_byte_order, make_tree, payloads_of, random_files, tree_of
 
 from penstock.errors import AccessDenied, EmptyDataset, PackError, PenstockError, SampleChanged
-from penstock.pack import Progress, pack, pack_dir
+from penstock.packing import Progress, pack, pack_dir
 from penstock.resolve import resolve_manifest_hash
 from penstock.store import Store, open_store, split_location
 from penstock.testing.fault_proxy import Fault, Request
@@ -159,7 +159,7 @@ def test_a_first_pack_that_fails_half_way_removes_its_shards(s3_root, packed):
 
 PACK = """
 import sys
-from penstock.pack import pack
+from penstock.packing import pack
 def tell(report):
     print(report.stage, report.done_samples, flush=True)
 pack(sys.argv[1], out=sys.argv[2], shard_mb=1, progress=tell)

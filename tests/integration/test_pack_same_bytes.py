@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packing import make_tree, random_files, tree_of
 
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 
 FILES = random_files(40) | {"class 0/é.jpg": b"e", "class 1/a b\tc": b"f", "Zebra/x.tar.gz": b"g" * 513}
 
@@ -40,7 +40,7 @@ def test_e2_25_times_owners_rights_and_the_order_of_making_make_no_difference(tm
 PACK = """
 import os, sys
 os.umask(int(sys.argv[3], 8))
-from penstock.pack import pack_dir
+from penstock.packing import pack_dir
 pack_dir(sys.argv[1], out=sys.argv[2], shard_mb=1)
 """
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.pack.plan import FilePiece, segments
+from penstock.packing.plan import FilePiece, segments
 
 SIZES = st.lists(st.one_of(st.integers(1, 600), st.integers(1, 20_000)), max_size=40)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock import _core
 from penstock.errors import PackError
 from penstock.labels import label_id_of, read_labels
-from penstock.pack import gather, pack_dir, run
+from penstock.packing import gather, pack_dir, run
 
 NAMES = (
     st.binary(min_size=1, max_size=12)

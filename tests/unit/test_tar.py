@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.pack.tar import BLOCK_BYTES, TRAILER, extension_of, headers, member_bytes, padding_bytes
+from penstock.packing.tar import BLOCK_BYTES, TRAILER, extension_of, headers, member_bytes, padding_bytes
 
 SIZES = st.one_of(st.integers(1, 1 << 12), st.integers(1, 1 << 40))
 

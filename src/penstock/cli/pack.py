@@ -9,8 +9,8 @@ import typer
 
 from penstock.cli import output
 from penstock.links import local_path
-from penstock.pack import Progress, pack_dir
-from penstock.pack import pack as pack_anywhere
+from penstock.packing import Progress, pack_dir
+from penstock.packing import pack as pack_anywhere
 from penstock.sizes import format_bytes
 
 __all__ = ["pack"]

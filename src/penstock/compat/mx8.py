@@ -12,7 +12,7 @@ from penstock import vision
 from penstock.errors import PenstockError
 from penstock.loader import Batch as PyBatch
 from penstock.loader import DataLoader, load
-from penstock.pack import pack, pack_dir
+from penstock.packing import pack, pack_dir
 from penstock.resolve import resolve_manifest_hash
 
 __all__ = [

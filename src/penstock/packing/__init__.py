@@ -16,19 +16,7 @@ what lies where), ``gather`` (fills the shards' bytes ahead of the writer), ``ta
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-
-from penstock.pack.api import pack, pack_dir
-from penstock.pack.progress import Progress, ProgressCallback, Stage
+from penstock.packing.api import pack, pack_dir
+from penstock.packing.progress import Progress, ProgressCallback, Stage
 
 __all__ = ["Progress", "ProgressCallback", "Stage", "pack", "pack_dir"]
-
-
-class _CallablePackage(ModuleType):
-    """``penstock.pack(...)`` is the function, and ``penstock.pack`` is this package as soon as it was imported."""
-
-    __call__ = staticmethod(pack)
-
-
-sys.modules[__name__].__class__ = _CallablePackage

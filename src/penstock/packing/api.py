@@ -9,12 +9,12 @@ from penstock.errors import ConfigError
 from penstock.labels import parse_label_mode
 from penstock.links import local_path
 from penstock.manifest_text import check_version
-from penstock.pack.progress import ProgressCallback
-from penstock.pack.run import Options, Packed, run
-from penstock.pack.sink import Sink
-from penstock.pack.sink_folder import FolderSink
-from penstock.pack.source import Source
-from penstock.pack.source_folder import FolderSource
+from penstock.packing.progress import ProgressCallback
+from penstock.packing.run import Options, Packed, run
+from penstock.packing.sink import Sink
+from penstock.packing.sink_folder import FolderSink
+from penstock.packing.source import Source
+from penstock.packing.source_folder import FolderSource
 
 __all__ = ["pack", "pack_dir"]
 
@@ -123,7 +123,7 @@ def _source(location: Location) -> Source:
     folder = local_path(os.fspath(location))
     if folder is not None:
         return FolderSource(str(folder))
-    from penstock.pack.source_objects import ObjectSource
+    from penstock.packing.source_objects import ObjectSource
     from penstock.store import open_store
 
     return ObjectSource(open_store(os.fspath(location)))
@@ -133,7 +133,7 @@ def _sink(location: Location) -> Sink:
     folder = local_path(os.fspath(location))
     if folder is not None:
         return FolderSink(folder)
-    from penstock.pack.sink_objects import ObjectSink
+    from penstock.packing.sink_objects import ObjectSink
     from penstock.store import open_store
 
     return ObjectSink(open_store(os.fspath(location)))

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from penstock import _core
 from penstock.errors import DeadlineExceeded
-from penstock.pack.plan import FilePiece, Segment, WholeFiles
-from penstock.pack.source import Source
-from penstock.pack.tar import BLOCK_BYTES, extension_of, headers
-from penstock.pack.threads import drain
+from penstock.packing.plan import FilePiece, Segment, WholeFiles
+from penstock.packing.source import Source
+from penstock.packing.tar import BLOCK_BYTES, extension_of, headers
+from penstock.packing.threads import drain
 
 __all__ = ["SEGMENT_BYTES", "Gathered", "gathered"]
 

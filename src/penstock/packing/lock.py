@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from penstock.errors import PackError
-from penstock.pack.source import shown
+from penstock.packing.source import shown
 
 __all__ = ["FolderLock"]
 

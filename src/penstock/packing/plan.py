@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penstock.pack.tar import BLOCK_BYTES, member_bytes, padding_bytes
+from penstock.packing.tar import BLOCK_BYTES, member_bytes, padding_bytes
 
 __all__ = ["FilePiece", "Segment", "WholeFiles", "segments"]
 

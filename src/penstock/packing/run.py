@@ -13,13 +13,13 @@ import numpy.typing as npt
 from penstock import _core
 from penstock.labels import LabelMode, hint_for, label_of, write_labels
 from penstock.manifest_text import ManifestWriter
-from penstock.pack.gather import SEGMENT_BYTES, Gathered, gathered
-from penstock.pack.plan import FilePiece, segments
-from penstock.pack.progress import Progress, ProgressCallback, Stage
-from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, Sink, shard_key
-from penstock.pack.source import Source
-from penstock.pack.survey import Survey
-from penstock.pack.tar import BLOCK_BYTES
+from penstock.packing.gather import SEGMENT_BYTES, Gathered, gathered
+from penstock.packing.plan import FilePiece, segments
+from penstock.packing.progress import Progress, ProgressCallback, Stage
+from penstock.packing.sink import LABELS_KEY, MANIFEST_KEY, Sink, shard_key
+from penstock.packing.source import Source
+from penstock.packing.survey import Survey
+from penstock.packing.tar import BLOCK_BYTES
 from penstock.proof import prove
 from penstock.spool import Spool
 from penstock.store.oserrors import os_errors

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from penstock.errors import DeadlineExceeded, PackError
-from penstock.pack.lock import FolderLock
-from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
-from penstock.pack.source import shown
-from penstock.pack.tar import TRAILER
+from penstock.packing.lock import FolderLock
+from penstock.packing.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
+from penstock.packing.source import shown
+from penstock.packing.tar import TRAILER
 from penstock.store.oserrors import os_errors
 
 __all__ = ["FolderSink"]

@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from penstock.errors import DeadlineExceeded, PenstockError
-from penstock.pack.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
-from penstock.pack.tar import TRAILER
+from penstock.packing.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
+from penstock.packing.tar import TRAILER
 from penstock.store import split_location
 from penstock.store.base import Store, Writer
 from penstock.store.oserrors import os_errors

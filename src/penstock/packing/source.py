@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from penstock.errors import SampleChanged
-from penstock.pack.plan import FilePiece, WholeFiles
+from penstock.packing.plan import FilePiece, WholeFiles
 from penstock.spool import Entry
 
 __all__ = ["Source", "changed", "shown"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from penstock import _core
 from penstock.errors import PackError
-from penstock.pack.plan import FilePiece, WholeFiles
-from penstock.pack.source import changed, shown
-from penstock.pack.tar import BLOCK_BYTES
+from penstock.packing.plan import FilePiece, WholeFiles
+from penstock.packing.source import changed, shown
+from penstock.packing.tar import BLOCK_BYTES
 from penstock.spool import Entry
 from penstock.store.oserrors import error_from_errno, os_errors
 

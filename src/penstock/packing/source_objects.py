@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from penstock.errors import DeadlineExceeded
-from penstock.pack.plan import FilePiece, WholeFiles
-from penstock.pack.sink import is_shard_key
-from penstock.pack.tar import BLOCK_BYTES
-from penstock.pack.threads import drain
+from penstock.packing.plan import FilePiece, WholeFiles
+from penstock.packing.sink import is_shard_key
+from penstock.packing.tar import BLOCK_BYTES
+from penstock.packing.threads import drain
 from penstock.spool import Entry
 from penstock.store.base import Store
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from penstock.errors import EmptyDataset, PackError
 from penstock.labels import LabelMode, label_of, labels_active, number_labels
-from penstock.pack.source import shown
+from penstock.packing.source import shown
 from penstock.proof import prove
 from penstock.spool import Entry
 

@@ -8,6 +8,7 @@ and ``preflight`` whether a store can be reached, within seconds and with the so
 from __future__ import annotations
 
 from penstock.store.base import Buffer, ObjectInfo, Store, Writer
+from penstock.store.interrupt import Interrupt
 from penstock.store.limit import LimitStats, stats
 from penstock.store.local import LocalStore
 from penstock.store.preflight import Preflight, preflight
@@ -15,6 +16,7 @@ from penstock.store.urls import parse_store_url, split_location
 
 __all__ = [
     "Buffer",
+    "Interrupt",
     "LimitStats",
     "ObjectInfo",
     "Preflight",

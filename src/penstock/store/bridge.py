@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from penstock.errors import StoreError
+from penstock.store.interrupt import covered, watched
 
 __all__ = ["run"]
 
@@ -40,15 +41,18 @@ def run(start: Callable[[], Awaitable[T]], timeout_s: float) -> T:
 
     Raises:
         TimeoutError: the deadline passed; the work was cancelled.
+        ClosedError: an ``Interrupt`` over this thread was set; the work was cancelled.
         StoreError: this process was forked from one that had used an object store.
     """
 
     async def started() -> T:
         return await start()
 
+    covered()
     future = asyncio.run_coroutine_threadsafe(started(), _running_loop())
     try:
-        return future.result(timeout_s)
+        with watched(future):
+            return future.result(timeout_s)
     finally:
         future.cancel()  # does nothing to work that ended
 

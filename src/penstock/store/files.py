@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from penstock.errors import PreconditionFailed, StoreError, StoreUnavailable
 from penstock.store.base import Buffer
+from penstock.store.interrupt import pause
 
 __all__ = ["TEMPORARY_PREFIX", "NewFile", "flush_folder", "folder_lock"]
 
@@ -98,7 +99,7 @@ def folder_lock(folder: str) -> Iterator[None]:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise StoreUnavailable(f"{folder} was locked by another writer for {_LOCK_DEADLINE_S:.0f} s")
-            time.sleep(_LOCK_POLL_S)
+            pause(_LOCK_POLL_S)
         yield
     finally:
         os.close(descriptor)

@@ -11,6 +11,7 @@ what it got: so nobody waits for a slot while keeping one, and a limit of 1 can'
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from typing import Literal, TypeAlias
 
 from penstock import config
 from penstock.errors import StoreError
+from penstock.store.interrupt import covered
 
 __all__ = ["LimitStats", "Outcome", "RequestLimit", "Slot", "lowered", "process_limit", "raised", "stats"]
 
 DEFAULT_CEILING = 16
+_INTERRUPT_POLL_S = 0.1
 
 Outcome: TypeAlias = Literal["answered", "throttled", "failed"]
 """Answered: the limit may grow. Throttled, that is 429 or 503: it halves. Failed: it says nothing about load."""
@@ -90,6 +93,7 @@ class RequestLimit:
 
         Raises:
             StoreError: no place came free within ``timeout_s``.
+            ClosedError: an ``Interrupt`` over this thread was set.
         """
         slot = self._enter(timeout_s)
         try:
@@ -122,7 +126,7 @@ class RequestLimit:
         with self._free:
             self._waiting += 1
             try:
-                if not self._free.wait_for(lambda: self._in_flight < int(self._limit), timeout_s):
+                if not self._wait_for_place(timeout_s):
                     raise StoreError(
                         f"no object-store request could start for {timeout_s:.0f} s: {self._in_flight} of "
                         f"{int(self._limit)} allowed ones are running; the store is slow, or "
@@ -133,6 +137,15 @@ class RequestLimit:
             self._in_flight += 1
             self._peak = max(self._peak, self._in_flight)
             return Slot(self._round)
+
+    def _wait_for_place(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self._in_flight >= int(self._limit):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._free.wait(min(left_s, _INTERRUPT_POLL_S) if covered() else left_s)
+        return True
 
     def _leave(self, slot: Slot) -> None:
         with self._free:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from penstock.errors import PenstockError
 from penstock.store import bridge
 from penstock.store.failures import CLIENT_ERRORS, classify
+from penstock.store.interrupt import pause
 from penstock.store.limit import RequestLimit
 from penstock.store.retry import RetryPolicy, should_retry
 
@@ -25,12 +25,12 @@ class Requester:
     Attributes:
         limit: the limit that every try takes a slot of.
         policy: how often and how long.
-        sleep: waits between two tries; a test puts its own here.
+        sleep: waits between two tries; an ``Interrupt`` ends the usual one, and a test puts its own here.
     """
 
     limit: RequestLimit
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = pause
 
     def once(self, location: str, start: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         """Make one try.

@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable
 import obstore
 
 from penstock.errors import ClosedError, PenstockError, StoreError
+from penstock.store import bridge
 from penstock.store.base import Buffer
 from penstock.store.clients import Client
+from penstock.store.failures import CLIENT_ERRORS
+from penstock.store.interrupt import uncovered
 from penstock.store.requests import Requester
 from penstock.store.urls import Address
 
@@ -20,6 +23,8 @@ PART_BYTES = 8 << 20
 
 PART_COUNT = 4
 """Parts of one writer under way at once."""
+
+_ABORT_TIMEOUT_S = 5.0
 
 MOST_BYTES = PART_BYTES * 10_000
 """The largest object that can be written: stores take 10,000 parts."""
@@ -73,9 +78,8 @@ class ObjectWriter:
         if self._state != "open":
             return
         self._state = "aborted"
-        reason = RuntimeError("aborted")
-        with contextlib.suppress(PenstockError):  # nothing is visible in any case
-            self._requests.once(self._location, lambda: self._upload.__aexit__(RuntimeError, reason, None))
+        with uncovered(), contextlib.suppress(PenstockError, *CLIENT_ERRORS):  # nothing is visible in any case
+            bridge.run(lambda: self._upload.__aexit__(RuntimeError, RuntimeError("aborted"), None), _ABORT_TIMEOUT_S)
 
     def _call(self, start: Callable[[], Awaitable[object]]) -> None:
         try:
