@@ -153,7 +153,7 @@ def _arguments(folder: Path, config: Path, ports: list[int]) -> list[str]:
         "master.volumeSizeLimitMB": 64,
         "volume.port": volume,
         "volume.port.grpc": volume_grpc,
-        "volume.max": 40,
+        "volume.max": 200,
         "volume.preStopSeconds": 0,
         "filer": "true",
         "filer.port": filer,

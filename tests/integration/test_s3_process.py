@@ -122,3 +122,34 @@ def test_importing_the_store_layer_starts_nothing():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT_S, check=True)
     assert done.stdout == "1 False False\n"
+
+
+@pytest.mark.s3
+def test_memory_stays_bounded_whatever_is_uploaded_and_streamed(s3_root: str):
+    program = (
+        "import resource\n"
+        "from penstock.store import open_store\n"
+        f"store = open_store({s3_root!r})\n"
+        "def peak_bytes():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "def upload(key, pieces):\n"
+        "    writer = store.open_writer(key)\n"
+        "    for _ in range(pieces):\n"
+        "        writer.write(piece)\n"
+        "    writer.commit()\n"
+        "piece = bytes(1 << 20)\n"
+        "upload('small', 1)\n"
+        "list(store.stream('small', 0, 1 << 20))\n"
+        "before = peak_bytes()\n"
+        "upload('large', 128)\n"
+        "uploaded = peak_bytes()\n"
+        "assert sum(map(len, store.stream('large', 0, 128 << 20))) == 128 << 20\n"
+        "print(uploaded - before, peak_bytes() - uploaded)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=2 * WAIT_S, check=True
+    )
+    uploading, streaming = map(int, done.stdout.split())
+    assert uploading < 64 << 20  # stated: 48 MiB; the rest is the client's buffers and the allocator's slack
+    assert streaming < 16 << 20
+    print(f"uploading {uploading >> 20} MiB, streaming {streaming >> 20} MiB")

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from typing import TypeVar
 
-from penstock.errors import StoreError
+from penstock.errors import ClosedError, StoreError
 from penstock.store.interrupt import covered, watched
 
 __all__ = ["run"]
@@ -30,6 +31,7 @@ _guard = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 _owner_pid = 0
+_stopping = False
 
 
 def run(start: Callable[[], Awaitable[T]], timeout_s: float) -> T:
@@ -41,7 +43,7 @@ def run(start: Callable[[], Awaitable[T]], timeout_s: float) -> T:
 
     Raises:
         TimeoutError: the deadline passed; the work was cancelled.
-        ClosedError: an ``Interrupt`` over this thread was set; the work was cancelled.
+        ClosedError: an ``Interrupt`` over this thread was set, or the program is ending; the work was cancelled.
         StoreError: this process was forked from one that had used an object store.
     """
 
@@ -49,10 +51,13 @@ def run(start: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         return await start()
 
     covered()
-    future = asyncio.run_coroutine_threadsafe(started(), _running_loop())
+    loop = _running_loop()
+    future = asyncio.run_coroutine_threadsafe(started(), loop)
     try:
         with watched(future):
             return future.result(timeout_s)
+    except CancelledError:
+        raise _ended() from None  # nobody else cancels
     finally:
         future.cancel()  # does nothing to work that ended
 
@@ -72,18 +77,27 @@ def _running_loop() -> asyncio.AbstractEventLoop:
                 'threads and connections don\'t survive a fork: start workers with "spawn" or "forkserver", or '
                 "open the store only in the workers"
             )
+        if _stopping:
+            raise _ended()
         return _loop
+
+
+def _ended() -> ClosedError:
+    return ClosedError("the program is ending, and its store calls with it")
 
 
 def _stop() -> None:
     """Leave nothing behind that could call into an interpreter that is being taken down."""
+    global _stopping  # noqa: PLW0603 - as above
     if _loop is None or _thread is None or _owner_pid != os.getpid():
         return
+    with _guard:
+        _stopping = True
     _loop.call_soon_threadsafe(_cancel_all, _loop)
     _thread.join(_STOP_DEADLINE_S)
+    _let_client_threads_leave()
     if not _thread.is_alive():
         _loop.close()
-    _let_client_threads_leave()
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
