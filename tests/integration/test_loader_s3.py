@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import penstock
-from penstock.errors import AccessDenied, ObjectNotFound, ShardCorrupt, StoreUnavailable
+from penstock.errors import AccessDenied, ClosedError, ObjectNotFound, ShardCorrupt, StoreUnavailable
 from penstock.store import open_store
 from penstock.testing.fault_proxy import Fault
 
@@ -142,3 +145,35 @@ def test_closing_while_slow_answers_are_under_way_leaves_no_thread(load, packed,
     loader.close()
     left = [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("penstock-")]
     assert left == []
+
+
+def test_closing_does_not_wait_for_a_server_that_hangs(load, packed, s3_proxy):
+    loader = load(packed, batch_size_samples=4, max_queue_batches=1, max_inflight_bytes="400KiB")
+    next(loader)
+    s3_proxy.fail_next(1000, Fault(hang=True), method="GET")
+    with pytest.raises(ClosedError):
+        threading.Timer(0.5, loader.close).start()
+        for _ in loader:
+            pass
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 5
+
+
+def test_a_program_that_ends_while_a_server_hangs_exits_soon(packed, s3_proxy, tmp_path):
+    code = (
+        "import sys, penstock\n"
+        "loader = penstock.load(sys.argv[1], batch_size_samples=4, max_queue_batches=1, max_inflight_bytes='400KiB',\n"
+        "                       prefetch_batches=2, manifest_store_root=sys.argv[2])\n"
+        "next(loader)\n"
+        "print('up', flush=True)\n"
+        "input()\n"
+    )
+    command = [sys.executable, "-c", code, packed, str(tmp_path / "store")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"up\n"
+    s3_proxy.fail_next(1000, Fault(hang=True), method="GET")
+    started = time.monotonic()
+    _, errors = process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0, errors.decode()
+    assert time.monotonic() - started < 20

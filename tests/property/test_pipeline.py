@@ -44,7 +44,15 @@ class FillWork:
 
 
 def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0):
-    return Pipeline(iter(units), work, budget, concurrency=concurrency, depth=depth, stall_timeout_s=stall_timeout_s)
+    return Pipeline(
+        iter(units),
+        work,
+        budget,
+        concurrency=concurrency,
+        depth=depth,
+        cancel=lambda: None,
+        stall_timeout_s=stall_timeout_s,
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -33,7 +33,7 @@ from penstock.errors import (
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
 from penstock.resolve import Resolved
-from penstock.store import Store, open_store, split_location
+from penstock.store import Interrupt, Store, open_store, split_location
 from penstock.store.base import Buffer
 
 __all__ = ["Fetcher"]
@@ -97,16 +97,23 @@ class Fetcher:
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._stores: dict[str, Store] = {}  # by root: finding one reads the environment
+        self._interrupt = Interrupt()
         self._closed = False
 
-    def close(self) -> None:
-        """Close files and stop the threads that read objects."""
+    def cancel(self) -> None:
+        """End all requests under way with ClosedError; later ones fail at once."""
+        self._interrupt.set()
+
+    def close(self, *, wait: bool = True) -> None:
+        """Cancel requests, close files and stop the threads that read objects; ``wait`` joins them."""
+        self.cancel()
         with self._lock:
             self._closed = True
             self._files.clear()
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=wait, cancel_futures=True)
 
     def size_of(self, locations: Int64Array) -> Int64Array:
         """Bytes of whole objects, by location index; what a manifest of unpacked files doesn't say."""
@@ -114,8 +121,15 @@ class Fetcher:
         if all(store is None for store, _ in places):
             sizes = [_file_size(path) for _, path in places]
         else:
-            sizes = list(self._objects_pool().map(_place_size, places))
+            sizes = list(self._objects_pool().map(self._place_size, places))
         return np.array(sizes, dtype=np.int64)
+
+    def _place_size(self, place: tuple[Store | None, str]) -> int:
+        store, key = place
+        if store is None:
+            return _file_size(key)
+        with self._interrupt.cover():
+            return store.size(key)
 
     def fetch(self, unit: Unit, dest: Buffer) -> None:
         """Read all samples of a unit, in delivery order, into ``dest`` (writable, ``unit.payload_bytes`` bytes).
@@ -180,7 +194,12 @@ class Fetcher:
 
     def _side_by_side(self, task: Callable[[T], None], arguments: Sequence[T]) -> None:
         """Run a task for each argument on the threads that read objects; raises what the first one raised."""
-        for _ in self._objects_pool().map(task, arguments):
+
+        def run(argument: T) -> None:
+            with self._interrupt.cover():
+                task(argument)
+
+        for _ in self._objects_pool().map(run, arguments):
             pass
 
     def _verify(self, part: _Part) -> None:
@@ -243,7 +262,10 @@ class Fetcher:
         if "://" not in location:
             return None, location
         root, key = split_location(location)
-        return open_store(root), key
+        store = self._stores.get(root)
+        if store is None:
+            store = self._stores[root] = open_store(root)
+        return store, key
 
     def _objects_pool(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -270,17 +292,12 @@ def _file_size(path: str) -> int:
         raise _os_error(error.errno or errno.EIO, path) from error
 
 
-def _place_size(place: tuple[Store | None, str]) -> int:
-    store, key = place
-    return _file_size(key) if store is None else store.size(key)
-
-
 def _stream_whole(part: _Part, place: tuple[int, Store, str]) -> None:
     index, store, key = place
     position, length = int(part.dest_offsets[index]), int(part.lengths[index])
     if not length:
         return
     view = memoryview(part.dest)
-    for piece in store.stream(key, 0, length):
+    for piece in store.stream(key, 0, length, object_bytes=length):
         view[position : position + len(piece)] = piece
         position += len(piece)

@@ -85,9 +85,10 @@ class Loader(Generic[T]):
             self._budget,
             concurrency=self._concurrency(max(1, prefetch_batches)),
             depth=max_queue_batches,
+            cancel=self._fetcher.cancel,
             stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
         )
-        self._finalizer = weakref.finalize(self, _let_go, self._pipeline)
+        self._finalizer = weakref.finalize(self, _let_go, self._pipeline, self._fetcher)
 
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
@@ -255,8 +256,9 @@ class _ReadBytes:
         return Batch(unit, region)
 
 
-def _let_go(pipeline: Pipeline[T]) -> None:
+def _let_go(pipeline: Pipeline[T], fetcher: Fetcher) -> None:
     pipeline.close(wait=False)  # a loader that is dropped must not block whoever dropped it
+    fetcher.close(wait=False)
 
 
 def _positive(name: str, value: int) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -66,7 +66,17 @@ class PipelineStatistics:
 
 
 class Pipeline(Generic[T]):
-    """See the module. An iterator: ``next()`` gives the results in order, then StopIteration for ever."""
+    """See the module. An iterator: ``next()`` gives the results in order, then StopIteration for ever.
+
+    Args:
+        units: what to build, planned as it goes.
+        work: how to build it.
+        budget: this pipeline's own; closed with it.
+        concurrency: builds at once, at least 1.
+        depth: results that may wait for the consumer, at least 1.
+        cancel: ends what builds are waiting for; called when the pipeline stops.
+        stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
+    """
 
     def __init__(
         self,
@@ -76,12 +86,14 @@ class Pipeline(Generic[T]):
         *,
         concurrency: int,
         depth: int,
+        cancel: Callable[[], None],
         stall_timeout_s: float,
     ) -> None:
         self._units = units
         self._work = work
         self._budget = budget
         self._depth = depth + (concurrency if concurrency > 1 else 0)
+        self._cancel = cancel
         self._stall_timeout_s = stall_timeout_s
         self._changed = threading.Condition()
         self._slots: deque[tuple[Unit, Future[T]]] = deque()
@@ -256,6 +268,7 @@ class Pipeline(Generic[T]):
             slots = list(self._slots)
             self._slots.clear()
             self._changed.notify_all()
+        self._cancel()
         self._budget.close()
         for _, slot in slots:
             slot.cancel()
@@ -291,9 +304,11 @@ _live: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    # Daemon threads that come out of the core while the interpreter is being torn down would crash it.
     for pipeline in list(_live):
         pipeline.close()
 
 
-atexit.register(_close_all)
+# Threads that come out of the core while the interpreter is being torn down would crash it, and those that wait for a
+# store would hold up the exit: all loaders are closed first. Python joins the threads of executors before it runs what
+# is registered with atexit; its own hook for that comes earlier.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
