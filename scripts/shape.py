@@ -1,7 +1,7 @@
 """Keep files and functions small, and tests able to fail.
 
-A file has at most 600 lines, a function at most 70 lines of code (no blank lines, comments or docstring), and
-every test file asserts something.
+A file has at most 600 lines (tests of one subject may take 800), a function at most 70 lines of code (no blank lines,
+comments or docstring), and every test file asserts something.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOST_FILE_LINES = 600
+MOST_TEST_FILE_LINES = 800
 MOST_FUNCTION_LINES = 70
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("src", "core", "scripts", "examples", "bench", "tests")
@@ -80,8 +81,9 @@ def complaints(path: Path) -> Iterator[str]:
     """Everything wrong with one file's shape."""
     text = path.read_text()
     lines = text.splitlines()
-    if len(lines) > MOST_FILE_LINES:
-        yield f"1: the file has {len(lines)} lines; at most {MOST_FILE_LINES}"
+    most_lines = MOST_TEST_FILE_LINES if path.is_relative_to(ROOT / "tests") else MOST_FILE_LINES
+    if len(lines) > most_lines:
+        yield f"1: the file has {len(lines)} lines; at most {most_lines}"
     if path.suffix == ".py":
         tree = ast.parse(text)
         yield from long_python_functions(tree, lines)
