@@ -62,6 +62,7 @@ inline ReadPlan make_plan(const Int64s& lengths, const Int64s& dest_offsets, con
 
 void register_budget(nb::module_& m);
 void register_crc(nb::module_& m);
+void register_decode(nb::module_& m);
 void register_gather(nb::module_& m);
 void register_manifest_text(nb::module_& m);
 

@@ -38,6 +38,7 @@ NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
   penstock::register_budget(m);
   penstock::register_crc(m);
+  penstock::register_decode(m);
   penstock::register_gather(m);
   penstock::register_manifest_text(m);
 }

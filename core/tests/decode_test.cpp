@@ -1,0 +1,164 @@
+// The decoder and its threads on real JPEG files, which the test itself encodes; and on damaged ones.
+#ifdef PENSTOCK_HAS_LIBJPEG_TURBO
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <jpeglib.h>
+
+#include "check.h"
+#include "decode_pool.h"
+#include "error.h"
+
+using namespace penstock;
+
+namespace {
+
+std::vector<uint8_t> encode(int width, int height, bool progressive, int components) {
+  jpeg_compress_struct info;
+  jpeg_error_mgr errors;
+  info.err = jpeg_std_error(&errors);
+  jpeg_create_compress(&info);
+  unsigned char* memory = nullptr;
+  unsigned long size = 0;
+  jpeg_mem_dest(&info, &memory, &size);
+  info.image_width = static_cast<JDIMENSION>(width);
+  info.image_height = static_cast<JDIMENSION>(height);
+  info.input_components = components;
+  info.in_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
+  jpeg_set_defaults(&info);
+  if (progressive) jpeg_simple_progression(&info);
+  jpeg_start_compress(&info, TRUE);
+  std::vector<uint8_t> row(static_cast<size_t>(width * components));
+  for (int y = 0; y < height; ++y) {
+    for (size_t i = 0; i < row.size(); ++i)
+      row[i] = static_cast<uint8_t>(128 + 100 * std::sin(y * 0.1 + static_cast<double>(i) * 0.03));
+    JSAMPROW pointer = row.data();
+    jpeg_write_scanlines(&info, &pointer, 1);
+  }
+  jpeg_finish_compress(&info);
+  jpeg_destroy_compress(&info);
+  std::vector<uint8_t> file(memory, memory + size);
+  std::free(memory);
+  return file;
+}
+
+struct Result {
+  std::vector<int32_t> statuses;
+  std::vector<std::string> messages;
+  std::vector<std::byte> pixels;
+};
+
+Result decode(DecodePool& pool, const std::vector<std::vector<uint8_t>>& files, int width, int height, Window window) {
+  std::vector<uint8_t> data;
+  std::vector<int64_t> offsets, lengths;
+  for (const auto& file : files) {
+    offsets.push_back(static_cast<int64_t>(data.size()));
+    lengths.push_back(static_cast<int64_t>(file.size()));
+    data.insert(data.end(), file.begin(), file.end());
+  }
+  const std::vector<Window> windows(files.size(), window);
+  const std::vector<uint8_t> flips(files.size(), 0);
+  Result result;
+  result.statuses.resize(files.size());
+  result.pixels.resize(files.size() * static_cast<size_t>(3 * width * height));
+  pool.decode({files.size(),
+               data.data(),
+               offsets.data(),
+               lengths.data(),
+               windows.data(),
+               flips.data(),
+               width,
+               height,
+               {},
+               1 << 20,
+               result.pixels.data(),
+               result.statuses.data(),
+               &result.messages});
+  return result;
+}
+
+void all_kinds_decode_alike_on_any_number_of_threads() {
+  std::vector<std::vector<uint8_t>> files;
+  for (int components : {1, 3, 4}) {
+    for (bool progressive : {false, true}) {
+      for (int size : {1, 8, 33, 120}) files.push_back(encode(size, size + 3, progressive, components));
+    }
+  }
+  for (const Window window : {Window{0, 0, 1, 1}, Window{0, 0, 120, 123}, Window{0.2, 0.3, 0.5, 0.6}}) {
+    DecodePool one(1), four(4);
+    const Result first = decode(one, files, 17, 23, window), second = decode(four, files, 17, 23, window);
+    for (int32_t status : first.statuses) CHECK(status == 0);
+    CHECK(first.pixels == second.pixels);
+  }
+}
+
+void many_callers_share_a_pool() {
+  DecodePool pool(3);
+  const std::vector<std::vector<uint8_t>> files(9, encode(64, 48, false, 3));
+  const Result expected = decode(pool, files, 20, 20, {0, 0, 64, 48});
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 10; ++round)
+        CHECK(decode(pool, files, 20, 20, {0, 0, 64, 48}).pixels == expected.pixels);
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  CHECK(decode(pool, {}, 20, 20, {0, 0, 1, 1}).statuses.empty());
+}
+
+void what_is_no_jpeg_and_what_is_too_large_is_told_apart() {
+  DecodePool pool(1);
+  const std::vector<uint8_t> text = {'h', 'e', 'l', 'l', 'o'};
+  auto vast = encode(16, 16, false, 3);
+  for (size_t i = 0; i + 9 < vast.size(); ++i) {
+    if (vast[i] == 0xFF && vast[i + 1] == 0xC0)
+      std::fill_n(vast.begin() + static_cast<ptrdiff_t>(i) + 5, 4, uint8_t{0xFF});
+  }
+  auto cut = encode(64, 64, false, 3);
+  cut.resize(cut.size() / 2);
+  const Result result = decode(pool, {text, {}, vast, cut}, 8, 8, {0, 0, 16, 16});
+  const std::vector<int32_t> expected = {1, 1, 3, 2};
+  CHECK(result.statuses == expected);
+  CHECK(!result.messages[3].empty());
+}
+
+// Random damage: whatever happens, it is reported and nothing outside of the buffers is touched. PENSTOCK_FUZZ_ROUNDS
+// makes it longer; under a sanitizer, of course.
+void damaged_files_are_harmless() {
+  const char* wish = std::getenv("PENSTOCK_FUZZ_ROUNDS");
+  const int rounds = wish ? std::atoi(wish) : 2000;
+  std::mt19937 random(static_cast<unsigned>(rounds));
+  const std::vector<std::vector<uint8_t>> seeds = {encode(40, 30, false, 3), encode(33, 17, true, 3),
+                                                   encode(20, 20, false, 1), encode(20, 20, false, 4)};
+  DecodePool pool(1);
+  for (int round = 0; round < rounds; ++round) {
+    auto file = seeds[random() % seeds.size()];
+    for (unsigned change = random() % 10 + 1; change > 0; --change)
+      file[random() % file.size()] = static_cast<uint8_t>(random());
+    if (random() % 4 == 0) file.resize(random() % file.size() + 1);
+    const double x = random() % 20, y = random() % 20;
+    decode(pool, {file}, static_cast<int>(random() % 40 + 1), static_cast<int>(random() % 40 + 1),
+           {x, y, random() % 50 + 0.5, random() % 50 + 0.5});
+  }
+}
+
+}  // namespace
+
+int main() {
+  return testing::run({
+      {"all kinds decode alike on any number of threads", all_kinds_decode_alike_on_any_number_of_threads},
+      {"many callers share a pool", many_callers_share_a_pool},
+      {"what is no JPEG and what is too large is told apart", what_is_no_jpeg_and_what_is_too_large_is_told_apart},
+      {"damaged files are harmless", damaged_files_are_harmless},
+  });
+}
+#else
+int main() { return 0; }
+#endif
