@@ -71,8 +71,9 @@ VARIABLES: dict[str, Variable] = {
     "STALL_TIMEOUT_S": _own(
         "STALL_TIMEOUT_S", "300", "next() raises DeadlineExceeded after this long without a batch", seed=False
     ),
-    "DECODE_BACKEND": _own("DECODE_BACKEND", "python", "image decoder: python, rust or native"),
-    "DECODE_THREADS": _own("DECODE_THREADS", "CPU count", "threads that decode images, at least 1"),
+    "DECODE_BACKEND": _own("DECODE_BACKEND", "native if built", "image decoder: python, rust or native"),
+    "DECODE_THREADS": _own("DECODE_THREADS", "CPUs of this process", "threads that decode images, at least 1"),
+    "MAX_IMAGE_PIXELS": _own("MAX_IMAGE_PIXELS", "67108864", "larger pictures are refused", seed=False),
     "RUST_JPEG_CODEC": _own("RUST_JPEG_CODEC", "zune", "zune, image, turbo or turbojpeg"),
     "RUST_RESIZE_BACKEND": _own("RUST_RESIZE_BACKEND", "fast", "fast, fir, fast_image_resize or image"),
     "S3_ENDPOINT_URL": _own(

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock import config
-from penstock.budget import Charge, Region
-from penstock.errors import ConfigError, DecodeError, ManifestError, ObjectNotFound, PenstockError
+from penstock._core import HAS_JPEG
+from penstock.budget import Charge
+from penstock.errors import ConfigError, ManifestError, ObjectNotFound, PenstockError
 from penstock.labels import read_labels
+from penstock.loader.augment import ImageTransform, Randomness
 from penstock.loader.batch import require_torch
+from penstock.loader.decode import (
+    Decoder,
+    Encoded,
+    Layout,
+    NativeDecoder,
+    Picture,
+    PillowDecoder,
+    PixelFormat,
+    PixelType,
+)
 from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import DEFAULT_INFLIGHT_BYTES, Loader
+from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import CostChanged, Work
 from penstock.loader.plan import Unit
 from penstock.proof import prove
@@ -32,44 +44,81 @@ __all__ = ["DecodeSettings", "ImageFolderLoader"]
 _BACKENDS = {"python": "python", "rust": "native", "native": "native"}
 _CODECS = {"zune": "zune", "image": "image", "turbo": "turbo", "turbojpeg": "turbo"}
 _RESIZERS = {"fast": "fast", "fir": "fast", "fast_image_resize": "fast", "image": "image"}
-_CHANNELS = 3
-
-Pixels = npt.NDArray[np.uint8]
+_MOST_PIXELS = 1 << 26  # 64 Mpixel: a progressive file of that size takes 200 MB inside libjpeg
 
 
+@dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """How images are decoded, from the environment; every value is checked when a loader is made.
+    """How images are decoded, from the environment.
 
-    ``PENSTOCK_DECODE_BACKEND`` is ``python`` (Pillow, one thread for each batch being built) or ``native`` (alias
-    ``rust``): the native decoder where the core has one, else Pillow on ``PENSTOCK_DECODE_THREADS`` threads a batch.
-    The codec and resize variables of the seed are checked and have no effect on Pillow.
-
-    Raises:
-        ConfigError: a value that isn't one of the choices; the message lists them.
+    Attributes:
+        backend: ``native`` (the core's JPEG decoder; Pillow for other files) or ``python`` (Pillow for all).
+        codec: checked, and without effect: libjpeg-turbo is the one that we use.
+        resizer: checked, and without effect.
+        threads: that decode, over all batches of a loader.
+        most_pixels: a larger picture is an error.
     """
 
-    def __init__(self) -> None:
-        self.backend = config.choice("DECODE_BACKEND", "python", _BACKENDS)
-        self.codec = config.choice("RUST_JPEG_CODEC", "zune", _CODECS)
-        self.resizer = config.choice("RUST_RESIZE_BACKEND", "fast", _RESIZERS)
-        threads = config.positive_int("DECODE_THREADS", os.cpu_count() or 1)
-        self.threads = threads if self.backend == "native" else 1
-        prove("vision_decode_backend_selected", backend="pillow", wanted=self.backend, threads=self.threads)
+    backend: str
+    codec: str
+    resizer: str
+    threads: int
+    most_pixels: int
+
+    @classmethod
+    def from_environment(cls) -> DecodeSettings:
+        """Read and check every variable. ``native`` is taken where the core has it and nothing else was asked for.
+
+        Raises:
+            ConfigError: a value that isn't one of the choices; the message lists them.
+        """
+        return cls(
+            backend=config.choice("DECODE_BACKEND", "native", _BACKENDS) if HAS_JPEG else _without_jpeg(),
+            codec=config.choice("RUST_JPEG_CODEC", "zune", _CODECS),
+            resizer=config.choice("RUST_RESIZE_BACKEND", "fast", _RESIZERS),
+            threads=config.positive_int("DECODE_THREADS", len(os.sched_getaffinity(0))),
+            most_pixels=config.positive_int("MAX_IMAGE_PIXELS", _MOST_PIXELS),
+        )
+
+    def decoder(self) -> Decoder:
+        """The decoder that these settings mean."""
+        prove("vision_decode_backend_selected", backend=self.backend, threads=self.threads)
+        if self.backend == "native":
+            return NativeDecoder(self.threads, most_pixels=self.most_pixels)
+        return PillowDecoder(self.threads, whole_filter="bicubic", most_pixels=self.most_pixels)
+
+
+def _without_jpeg() -> str:
+    config.choice("DECODE_BACKEND", "python", _BACKENDS)
+    return "python"
 
 
 class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
     """Loads labelled images: ``(images, labels)`` for each batch.
 
-    ``images`` is ``[B, 3, H, W]``, RGB, contiguous: float32 in [0, 1] (value / 255), or uint8 with ``to_float=False``;
-    ``labels`` is int64 ``[B]``. The image tensor's memory lies in the loader's budget and is charged until the
-    tensor and its last view are gone; a batch's raw bytes and pixels are charged together before it is read.
+    ``images`` is ``[B, 3, H, W]`` (or ``[B, H, W, 3]``), RGB, upright, contiguous; ``labels`` is int64 ``[B]``. The
+    image tensor's memory lies in the loader's budget and is charged until the tensor and its last view are gone; a
+    batch's raw bytes and pixels are charged together before it is read.
+
+    What becomes of an image depends on (manifest hash, seed, epoch, sample id) alone, never on threads, batches or
+    prefetch. Cropping, resizing, mirroring and normalising are one pass.
 
     Args:
         dataset_link: as in ``DataLoader``, and so are the arguments that aren't listed here.
         batch_size_samples: images in a batch.
-        resize_hw: (height, width) that every image is resized to, with Pillow's default filter (bicubic). Without
-            it, all images of a batch must have one size, and batches are built one after another.
-        to_float: see above.
+        resize_hw: (height, width) that every image is resized to, whatever its shape. Without this or a crop, all
+            images of a batch must have one size, and batches are built one after another.
+        to_float: float32 in [0, 1] (value / 255); False gives uint8. ``dtype`` says it too.
+        center_crop_hw: (height, width) cut out of the middle, after the shorter side was resized to ``shorter_side``.
+        shorter_side: of ``center_crop_hw``; by default its own shorter side.
+        random_resized_crop_hw: (height, width) that a random part of each image is resized to.
+        crop_area: least and most share of the image's area in a random part.
+        crop_aspect: least and most width / height of a random part.
+        horizontal_flip: probability of mirroring left and right.
+        mean: of each channel, in [0, 1] units, subtracted from float images.
+        std: of each channel, that float images are then divided by.
+        dtype: ``uint8``, ``float32`` or ``bfloat16``.
+        layout: ``NCHW`` or ``NHWC``.
 
     Raises:
         ConfigError: an argument or decode variable that can't work.
@@ -96,12 +145,32 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         epoch: int = 0,
         resize_hw: Sequence[int] | None = None,
         to_float: bool = True,
+        center_crop_hw: Sequence[int] | None = None,
+        shorter_side: int | None = None,
+        random_resized_crop_hw: Sequence[int] | None = None,
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: PixelType | None = None,
+        layout: Layout = "NCHW",
     ) -> None:
-        self._resize_hw = _checked_hw(resize_hw)
-        self._to_float = to_float
-        self._settings = DecodeSettings()
+        self._transform = _transform(
+            {
+                "resize_hw": resize_hw,
+                "center_crop_hw": center_crop_hw,
+                "random_resized_crop_hw": random_resized_crop_hw,
+            },
+            shorter_side,
+            ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip),
+        )
+        self._format = _format(dtype or ("float32" if to_float else "uint8"), layout, mean, std)
+        settings = DecodeSettings.from_environment()
         require_torch()
         _require_pillow()
+        self._decoder = settings.decoder()
+        self._randomness = (seed, epoch)
         super().__init__(
             dataset_link,
             manifest_store_root=manifest_store_root,
@@ -134,76 +203,64 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         return self._classes
 
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
-        return _DecodeImages(self._fetcher, self._resize_hw, self._to_float, self._settings.threads)
+        randomness = Randomness(self.manifest_hash, *self._randomness)
+        return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format)
 
     def _concurrency(self, wanted: int) -> int:
         # Pixels that only the images themselves tell the size of are charged anew when they are known, and only
         # the one unit at the head may do that without holding what another waits for.
-        return wanted if self._resize_hw is not None else 1
+        return wanted if self._transform.out_hw is not None else 1
 
 
 class _DecodeImages:
     """The work of an ImageFolderLoader."""
 
-    def __init__(self, fetcher: Fetcher, resize_hw: tuple[int, int] | None, to_float: bool, threads: int) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        decoder: Decoder,
+        transform: ImageTransform,
+        randomness: Randomness,
+        form: PixelFormat,
+    ) -> None:
         self._fetcher = fetcher
-        self._resize_hw = resize_hw
-        self._hw = resize_hw or (0, 0)  # without resizing: of the last batch, the best guess for the next
-        self._dtype = np.dtype(np.float32 if to_float else np.uint8)
-        self._threads = threads
+        self._decoder = decoder
+        self._transform = transform
+        self._randomness = randomness
+        self._form = form
+        self._hw = transform.out_hw or (0, 0)  # without one: of the last batch, the best guess for the next
 
     def cost_bytes(self, unit: Unit) -> int:
-        return unit.payload_bytes + self._pixel_bytes(len(unit.sample_ids), self._hw)
+        return unit.payload_bytes + self._form.bytes(len(unit.sample_ids), self._hw)
 
     def build(self, unit: Unit, charge: Charge) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = _labels_of(unit)
-        hw = self._hw
-        pixels_charge = charge.split(self._pixel_bytes(len(unit.sample_ids), hw))
-        raw = charge.region()
-        self._fetcher.fetch(unit, memoryview(raw))
-        images = _open_images(unit, memoryview(raw))
-        if self._resize_hw is None:
-            actual = _common_size(unit, images)
+        labels, hw, count = _labels_of(unit), self._hw, len(unit.sample_ids)
+        pixels_charge = charge.split(self._form.bytes(count, hw))
+        raw = memoryview(charge.region())
+        self._fetcher.fetch(unit, raw)
+        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids)
+        sizes = self._decoder.sizes(encoded)
+        if self._transform.out_hw is None:
+            actual = _common_size(unit, sizes)
             if actual != hw:
                 self._hw = actual
                 raise CostChanged(self.cost_bytes(unit))
-        pixels = self._decode(unit, images, pixels_charge.region(), hw)
+        picture = Picture(
+            windows=self._transform.windows(sizes, unit.sample_ids, self._randomness),
+            flips=self._transform.flips(unit.sample_ids, self._randomness),
+            out_hw=hw,
+        )
+        flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
+        pixels = flat.reshape(self._form.shape(count, hw))
+        self._decoder.decode(encoded, picture, pixels, self._form)
         torch = require_torch()
-        return torch.from_numpy(pixels), torch.from_numpy(labels)
-
-    def _pixel_bytes(self, count: int, hw: tuple[int, int]) -> int:
-        return count * _CHANNELS * hw[0] * hw[1] * self._dtype.itemsize
-
-    def _decode(self, unit: Unit, images: list[Any], region: Region, hw: tuple[int, int]) -> npt.NDArray[Any]:
-        flat: npt.NDArray[Any] = np.frombuffer(memoryview(region), dtype=self._dtype)
-        out = flat.reshape(len(images), _CHANNELS, *hw)
-
-        def decode(index: int) -> None:
-            _store(_to_rgb(unit, index, images[index], self._resize_hw), out[index])
-
-        _for_each(decode, len(images), self._threads)
-        return out
+        images = torch.from_numpy(pixels)
+        if self._form.type == "bfloat16":
+            images = images.view(torch.bfloat16)
+        return images, torch.from_numpy(labels)
 
 
-def _for_each(task: Callable[[int], None], count: int, threads: int) -> None:
-    if threads == 1 or count == 1:
-        for index in range(count):
-            task(index)
-        return
-    with ThreadPoolExecutor(min(threads, count), thread_name_prefix="penstock-decode") as pool:
-        for _ in pool.map(task, range(count)):
-            pass
-
-
-def _store(pixels: Pixels, out: npt.NDArray[Any]) -> None:
-    planes = pixels.transpose(2, 0, 1)
-    if out.dtype == np.uint8:
-        out[...] = planes
-    else:
-        np.divide(planes, np.float32(255), out=out)
-
-
-def _labels_of(unit: Unit) -> npt.NDArray[np.int64]:
+def _labels_of(unit: Unit) -> Int64Array:
     if unit.labels is None:
         raise ManifestError(
             f"batch {unit.index} has no labels; ImageFolderLoader needs samples with imagefolder hints "
@@ -212,56 +269,63 @@ def _labels_of(unit: Unit) -> npt.NDArray[np.int64]:
     return unit.labels
 
 
-def _open_images(unit: Unit, raw: memoryview) -> list[Any]:
-    """Images whose headers are read and whose pixels aren't; they read from ``raw`` when they are decoded."""
-    from PIL import Image
-
-    starts = unit.dest_offsets()
-    images = []
-    for index in range(len(unit.sample_ids)):
-        # BytesIO copies: one image's compressed bytes, for as long as it is being decoded.
-        try:
-            images.append(Image.open(BytesIO(raw[starts[index] : starts[index + 1]])))
-        except Exception as error:
-            raise _decode_error(unit, index, error) from error
-    return images
-
-
-def _common_size(unit: Unit, images: list[Any]) -> tuple[int, int]:
-    sizes = {(image.height, image.width) for image in images}
-    if len(sizes) > 1:
+def _common_size(unit: Unit, sizes: Int64Array) -> tuple[int, int]:
+    distinct = sorted({(height, width) for height, width in sizes.tolist()})
+    if len(distinct) > 1:
         raise ConfigError(
-            f"batch {unit.index} holds images of {len(sizes)} sizes ({sorted(sizes)[0]} and {sorted(sizes)[-1]} as "
+            f"batch {unit.index} holds images of {len(distinct)} sizes ({distinct[0]} and {distinct[-1]} as "
             "height, width among them), which can't be stacked; give resize_hw=(height, width)"
         )
-    return sizes.pop()
+    return distinct[0]
 
 
-def _to_rgb(unit: Unit, index: int, image: Any, resize_hw: tuple[int, int] | None) -> Pixels:
-    try:
-        rgb = image.convert("RGB")
-        if resize_hw is not None and (rgb.height, rgb.width) != resize_hw:
-            rgb = rgb.resize((resize_hw[1], resize_hw[0]))
-        return np.asarray(rgb)
-    except Exception as error:
-        raise _decode_error(unit, index, error) from error
+def _transform(
+    sizes: dict[str, Sequence[int] | None], shorter_side: int | None, rest: ImageTransform
+) -> ImageTransform:
+    given = {name: _checked_hw(name, hw) for name, hw in sizes.items() if hw is not None}
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude one another; give one of them")
+    name, out_hw = next(iter(given.items()), ("resize_hw", None))
+    crop: dict[str, Literal["none", "center", "random"]] = {
+        "resize_hw": "none",
+        "center_crop_hw": "center",
+        "random_resized_crop_hw": "random",
+    }
+    if shorter_side is not None and (crop[name] != "center" or out_hw is None or shorter_side < min(out_hw)):
+        raise ConfigError(
+            f"shorter_side is {shorter_side}; it goes with center_crop_hw, and is at least its shorter side"
+        )
+    return ImageTransform(out_hw, crop[name], shorter_side, rest.area, rest.aspect, rest.flip_probability)
 
 
-def _decode_error(unit: Unit, index: int, error: Exception) -> DecodeError:
-    sample = int(unit.sample_ids[index])
-    return DecodeError(
-        f"sample {sample} ({int(unit.lengths[index])} bytes) can't be decoded: {error}; replace or remove the image",
-        sample_id=sample,
+def _checked_hw(name: str, hw: Sequence[int]) -> tuple[int, int]:
+    pair = tuple(hw)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ConfigError(f"{name} is {hw!r}; give (height, width) in pixels, both at least 1")
+    return pair[0], pair[1]
+
+
+def _format(dtype: str, layout: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> PixelFormat:
+    if dtype not in ("uint8", "float32", "bfloat16"):
+        raise ConfigError(f"dtype is {dtype!r}; choose uint8, float32 or bfloat16")
+    if layout not in ("NCHW", "NHWC"):
+        raise ConfigError(f"layout is {layout!r}; choose NCHW or NHWC")
+    if dtype == "uint8" and (mean is not None or std is not None):
+        raise ConfigError("mean and std change real numbers; choose dtype float32 or bfloat16 with them")
+    return PixelFormat(
+        type=cast(PixelType, dtype),
+        layout=cast(Layout, layout),
+        mean=_channels("mean", mean, 0.0),
+        std=_channels("std", std, 1.0),
     )
 
 
-def _checked_hw(resize_hw: Sequence[int] | None) -> tuple[int, int] | None:
-    if resize_hw is None:
-        return None
-    pair = tuple(resize_hw)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ConfigError(f"resize_hw is {resize_hw!r}; give (height, width) in pixels, both at least 1")
-    return pair[0], pair[1]
+def _channels(name: str, values: Sequence[float] | None, default: float) -> tuple[float, float, float]:
+    if values is None:
+        return (default, default, default)
+    if len(values) != 3 or (name == "std" and not all(value > 0 for value in values)):
+        raise ConfigError(f"{name} is {values!r}; give a number for each of the three channels, std above 0")
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _require_pillow() -> None:

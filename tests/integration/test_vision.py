@@ -65,7 +65,18 @@ def reference(data: bytes, resize_hw: tuple[int, int] | None) -> np.ndarray:
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def test_e2_51_float_images_in_unit_range_and_labels(make):
+@pytest.fixture
+def pillow_backend(monkeypatch):
+    """The exact path: what Pillow alone would give."""
+    monkeypatch.setenv("MX8_DECODE_BACKEND", "python")
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    error = ((first.astype(np.float64) - second) ** 2).mean()
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def test_e2_51_float_images_in_unit_range_and_labels(make, pillow_backend):
     source = pictures()
     loader = make(source, batch_size_samples=4, resize_hw=(16, 24))
     assert loader.classes == CLASSES
@@ -168,7 +179,9 @@ def test_order_and_pixels_do_not_depend_on_prefetch(make):
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
 
 
-def test_a_broken_picture_is_named(make):
+@pytest.mark.parametrize("backend", ["python", "native"])
+def test_a_broken_picture_is_named(make, monkeypatch, backend):
+    monkeypatch.setenv("MX8_DECODE_BACKEND", backend)
     source = pictures(3) | {"dog/777.jpg": pictures(1)["cat/000.jpg"][:200]}
     loader = make(source, resize_hw=(8, 8))
     with pytest.raises(DecodeError, match=r"sample 3 \(200 bytes\)") as raised:

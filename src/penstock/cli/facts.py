@@ -168,8 +168,16 @@ def _wrong_settings() -> Iterator[Fact]:
     from penstock.vision import DecodeSettings
 
     try:
-        settings = DecodeSettings()
-        yield Fact("decoding", "images", f"Pillow, {settings.threads} threads a batch")
+        settings = DecodeSettings.from_environment()
+        native = settings.backend == "native"
+        way = "libjpeg-turbo in the core for JPEG, Pillow for the rest" if native else "Pillow"
+        yield Fact(
+            "decoding",
+            "images",
+            f"{way}, {settings.threads} threads",
+            "ok" if _core.HAS_JPEG else "note",
+            "" if _core.HAS_JPEG else "the core was built without libjpeg-turbo: install libjpeg-dev and build again",
+        )
     except PenstockError as error:
         yield Fact("decoding", "images", str(error), "bad", "unset it or give one of the choices")
 
