@@ -21,7 +21,7 @@ from watch import Watch
 
 import penstock
 from penstock.errors import PenstockError
-from penstock.resolve import resolve
+from penstock.dataset.resolve import resolve
 from penstock.sizes import format_bytes, parse_bytes
 from penstock.vision import ImageFolderLoader
 

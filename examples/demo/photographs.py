@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 # Files inside the packages, by path: the packages' own loaders may fetch what is missing from the network.
 PICTURES = {
@@ -67,11 +67,11 @@ def _cut(picture: Image.Image, target: Path, seed: int) -> None:
     left = int(random.integers(0, picture.width - width + 1))
     top = int(random.integers(0, picture.height - height + 1))
     size = tuple(int(side) for side in random.integers(*SIZES, 2))
-    cut = picture.resize(size, box=(left, top, left + width, top + height))
+    cut = picture.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
     if random.random() < 0.5:
         cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    cut = ImageEnhance.Brightness(cut).enhance(random.uniform(0.7, 1.3))
-    noise = random.normal(0, 4, (size[1], size[0], 1))
-    pixels = np.clip(np.asarray(cut) + noise, 0, 255).astype(np.uint8)
+    noise = 4 * random.standard_normal((size[1], size[0], 1), dtype=np.float32)
+    pixels = np.asarray(cut) * np.float32(random.uniform(0.7, 1.3)) + noise
+    pixels = np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(target, quality=92)
