@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import _common as common
-from penstock.manifest import Manifest, ManifestWriter
+from penstock.dataset.manifest import Manifest, ManifestWriter
 
 STEP = 100_000
 _TIMEOUT_S = 900.0

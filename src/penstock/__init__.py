@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penstock import errors, vision
     from penstock.budget import Budget
+    from penstock.dataset.manifest import Manifest
+    from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
     from penstock.loader import Batch, DataLoader, load
-    from penstock.manifest import Manifest
     from penstock.packing import pack, pack_dir
-    from penstock.resolve import resolve_manifest_hash
 
 __version__ = "0.1.0"
 
@@ -40,12 +40,12 @@ _HOMES = {
     "Batch": "penstock.loader",
     "Budget": "penstock.budget",
     "DataLoader": "penstock.loader",
-    "Manifest": "penstock.manifest",
+    "Manifest": "penstock.dataset.manifest",
     "PenstockError": "penstock.errors",
     "load": "penstock.loader",
     "pack": "penstock.packing",
     "pack_dir": "penstock.packing",
-    "resolve_manifest_hash": "penstock.resolve",
+    "resolve_manifest_hash": "penstock.dataset.resolve",
 }
 _MODULES = {"errors", "vision"}
 

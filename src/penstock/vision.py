@@ -13,8 +13,8 @@ import numpy.typing as npt
 from penstock import config
 from penstock._core import HAS_JPEG
 from penstock.budget import Charge
+from penstock.dataset.labels import read_labels
 from penstock.errors import ConfigError, ManifestError, ObjectNotFound, PenstockError
-from penstock.labels import read_labels
 from penstock.loader.augment import ImageTransform, Randomness
 from penstock.loader.batch import require_torch
 from penstock.loader.decode import (

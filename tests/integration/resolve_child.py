@@ -10,9 +10,9 @@ import os
 import sys
 import time
 
-from penstock import intent_lock, lock_owner
-from penstock import resolve as resolve_module
-from penstock.index import write_index
+from penstock.dataset import intent_lock, lock_owner
+from penstock.dataset import resolve as resolve_module
+from penstock.dataset.index import write_index
 from penstock.proof import LOGGER_NAME
 
 GATE_DEADLINE_S = 60.0

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from penstock.resolve import resolve, resolve_manifest_hash
+from penstock.dataset.resolve import resolve, resolve_manifest_hash
 
 STEPS = ("mkdir", "open", "write", "pwrite", "fsync", "link", "replace", "rename", "unlink", "ftruncate", "utime")
 

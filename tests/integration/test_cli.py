@@ -302,7 +302,7 @@ def test_a_terminal_gets_a_bar_and_stdout_stays_clean(files, tmp_path):
 
 def test_ctrl_c_ends_cleanly_with_130(files, tmp_path):
     """Another process seems to be indexing, so this one waits for it; that's when Ctrl-C comes."""
-    from penstock.links import intent_key
+    from penstock.dataset.links import intent_key
 
     lock = tmp_path / "store" / "locks" / f"{intent_key(str(files))}.lock"
     lock.parent.mkdir(parents=True)

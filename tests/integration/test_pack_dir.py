@@ -10,12 +10,12 @@ import pytest
 from packing import in_byte_order, make_tree, payloads_of, random_files, rows_of, tree_of
 
 from penstock import _core
+from penstock.dataset.labels import read_labels
+from penstock.dataset.resolve import resolve_manifest_hash
 from penstock.errors import ConfigError, PackError
-from penstock.labels import read_labels
 from penstock.packing import Progress, pack, pack_dir
 from penstock.packing import gather as gather_module
 from penstock.proof import LOGGER_NAME
-from penstock.resolve import resolve_manifest_hash
 
 TWO_CLASSES = {"cat/1.jpg": b"meow", "cat/2.jpg": b"purr", "dog/1.jpg": b"woof"}
 

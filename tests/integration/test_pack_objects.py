@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from packing import in_byte_order, make_tree, payloads_of, random_files, tree_of
 
+from penstock.dataset.resolve import resolve_manifest_hash
 from penstock.errors import AccessDenied, EmptyDataset, PackError, PenstockError, SampleChanged
 from penstock.packing import Progress, pack, pack_dir
-from penstock.resolve import resolve_manifest_hash
 from penstock.store import Store, open_store, split_location
 from penstock.testing.fault_proxy import Fault, Request
 

@@ -10,7 +10,11 @@ import time
 
 import pytest
 
-from penstock import resolve as resolve_module
+from penstock.dataset import resolve as resolve_module
+from penstock.dataset.index import write_index
+from penstock.dataset.intent_lock import IntentLock
+from penstock.dataset.links import intent_key
+from penstock.dataset.resolve import resolve, resolve_manifest_hash
 from penstock.errors import (
     AccessDenied,
     ConfigError,
@@ -23,10 +27,6 @@ from penstock.errors import (
     ResolveError,
     StoreError,
 )
-from penstock.index import write_index
-from penstock.intent_lock import IntentLock
-from penstock.links import intent_key
-from penstock.resolve import resolve, resolve_manifest_hash
 from penstock.store import open_store
 
 
@@ -614,7 +614,7 @@ def test_a_table_that_is_no_regular_file_is_refused_and_never_waited_for(place, 
 FULL = """
 import resource, sys
 from penstock.errors import PenstockError
-from penstock.resolve import resolve
+from penstock.dataset.resolve import resolve
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
     resolve(sys.argv[1], manifest_store_root=sys.argv[2])

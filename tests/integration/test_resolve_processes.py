@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.links import intent_key
-from penstock.resolve import resolve_manifest_hash
+from penstock.dataset.links import intent_key
+from penstock.dataset.resolve import resolve_manifest_hash
 from penstock.store import open_store
 
 HERE = Path(__file__).parent
@@ -176,7 +176,7 @@ def test_killed_at_random_moments_the_next_resolution_works(data, tmp_path, monk
     root = str(tmp_path / "root")
     expected = resolve_manifest_hash(str(data), manifest_store_root=str(tmp_path / "other"))
     program = (
-        "import sys; from penstock.resolve import resolve; print('ready', flush=True)\n"
+        "import sys; from penstock.dataset.resolve import resolve; print('ready', flush=True)\n"
         "while True: resolve(sys.argv[1] + '@refresh', manifest_store_root=sys.argv[2])"
     )
     for attempt in range(6):

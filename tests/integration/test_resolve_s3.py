@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
+from penstock.dataset.links import intent_key
+from penstock.dataset.resolve import resolve, resolve_manifest_hash
 from penstock.errors import ConfigError, EmptyDataset, ManifestError, ManifestNotFound, ResolveError, StoreError
-from penstock.links import intent_key
-from penstock.resolve import resolve, resolve_manifest_hash
 from penstock.store import open_store
 
 pytestmark = pytest.mark.s3

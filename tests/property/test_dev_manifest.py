@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock._core import ManifestParser
-from penstock.dev_manifest import parse_dev_row, write_dev_manifest
+from penstock.dataset.dev_manifest import parse_dev_row, write_dev_manifest
+from penstock.dataset.manifest_text import ManifestWriter
 from penstock.errors import ManifestError
-from penstock.manifest_text import ManifestWriter
 
 LOCATION = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
     lambda text: text.strip() and ".." not in text

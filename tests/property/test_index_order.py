@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.index import _write_listing
+from penstock.dataset.index import _write_listing
 from penstock.store.base import ObjectInfo
 
 PART = st.text("ab-._ üÿ\U0001f600", min_size=1, max_size=4).filter(lambda part: part.strip() not in {"", ".", ".."})
@@ -55,8 +55,8 @@ def test_a_key_that_reads_as_absolute_is_written_with_its_store():
 MEASURE = """
 import re, sys
 from pathlib import Path
-from penstock.index import _write_listing
-from penstock.manifest_store import staging_file
+from penstock.dataset.index import _write_listing
+from penstock.dataset.manifest_store import staging_file
 from penstock.store.base import ObjectInfo
 
 class Listing:

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock._core import ManifestParser
+from penstock.dataset.manifest_text import ManifestWriter
 from penstock.errors import ManifestError
-from penstock.manifest_text import ManifestWriter
 
 BLANKS = b" \t\n\v\f\r"
 LABEL = b"mx8:vision:imagefolder"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import spool as spool_module
-from penstock.spool import Spool
+from penstock.dataset import spool as spool_module
+from penstock.dataset.spool import Spool
 
 ENTRIES = st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(1, 1 << 60)), max_size=60)
 

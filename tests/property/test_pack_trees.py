@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock import _core
+from penstock.dataset.labels import label_id_of, read_labels
 from penstock.errors import PackError
-from penstock.labels import label_id_of, read_labels
 from penstock.packing import gather, pack_dir, run
 
 NAMES = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from penstock.cli.summary import Bin, location_of, summarise
-from penstock.manifest import Manifest
-from penstock.resolve import Resolved
+from penstock.dataset.manifest import Manifest
+from penstock.dataset.resolve import Resolved
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import penstock
 from penstock.cli.main import main
 from penstock.config import VARIABLES
-from penstock.manifest import Manifest
+from penstock.dataset.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import ConfigError, ManifestError, PackError
-from penstock.labels import (
+from penstock.dataset.labels import (
     hint_for,
     label_id_of,
     label_of,
@@ -17,6 +16,7 @@ from penstock.labels import (
     read_labels,
     write_labels,
 )
+from penstock.errors import ConfigError, ManifestError, PackError
 
 
 @pytest.mark.parametrize(

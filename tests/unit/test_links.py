@@ -1,7 +1,7 @@
 import pytest
 
+from penstock.dataset.links import Link, intent_key, is_absolute_location, join_location, local_path, parse_link
 from penstock.errors import ConfigError, LinkError, ManifestError
-from penstock.links import Link, intent_key, is_absolute_location, join_location, local_path, parse_link
 
 
 @pytest.mark.parametrize(

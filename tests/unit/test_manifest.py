@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 
+from penstock.dataset.manifest import Manifest, ManifestWriter
 from penstock.errors import ManifestError, ManifestNotFound, StoreFull
-from penstock.manifest import Manifest, ManifestWriter
 
 
 @pytest.fixture(autouse=True)

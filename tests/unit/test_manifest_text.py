@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from penstock._core import ManifestParser
+from penstock.dataset.manifest_text import ManifestWriter
 from penstock.errors import ConfigError, ManifestError
-from penstock.manifest_text import ManifestWriter
 
 
 def write(version=1, **columns):

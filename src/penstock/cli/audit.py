@@ -11,12 +11,12 @@ import numpy as np
 
 from penstock._core import crc32c
 from penstock.cli.summary import location_of
+from penstock.dataset.manifest import Manifest
+from penstock.dataset.resolve import Resolved
 from penstock.errors import DataError, PenstockError, SampleChanged, ShardCorrupt, StoreError
 from penstock.loader.fetch import Fetcher
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
-from penstock.manifest import Manifest
-from penstock.resolve import Resolved
 from penstock.store import open_store, split_location
 
 __all__ = ["MOST_BAD_SAMPLES", "Audit", "BadSample", "audit"]

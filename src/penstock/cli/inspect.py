@@ -10,7 +10,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.resolve import AsJson, Link, StoreRoot
 from penstock.cli.summary import Bin, Example, Summary, summarise
-from penstock.resolve import resolve
+from penstock.dataset.resolve import resolve
 from penstock.sizes import format_bytes
 
 __all__ = ["inspect"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import output
-from penstock.links import local_path
+from penstock.dataset.links import local_path
 from penstock.packing import Progress, pack_dir
 from penstock.packing import pack as pack_anywhere
 from penstock.sizes import format_bytes

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import output
-from penstock.resolve import resolve as resolve_link
+from penstock.dataset.resolve import resolve as resolve_link
 
 __all__ = ["resolve"]
 

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from penstock.dataset.labels import read_labels
+from penstock.dataset.manifest import Manifest
+from penstock.dataset.resolve import Resolved
 from penstock.errors import ObjectNotFound
-from penstock.labels import read_labels
-from penstock.manifest import Manifest
-from penstock.resolve import Resolved
 from penstock.store import open_store
 
 __all__ = ["Bin", "Example", "LabelCount", "Summary", "location_of", "summarise"]

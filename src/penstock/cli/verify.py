@@ -11,7 +11,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.audit import Audit, audit
 from penstock.cli.resolve import AsJson, Link, StoreRoot
-from penstock.resolve import resolve
+from penstock.dataset.resolve import resolve
 from penstock.sizes import format_bytes
 
 __all__ = ["verify"]

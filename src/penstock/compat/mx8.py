@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NoReturn
 
 from penstock import vision
+from penstock.dataset.resolve import resolve_manifest_hash
 from penstock.errors import PenstockError
 from penstock.loader import Batch as PyBatch
 from penstock.loader import DataLoader, load
 from penstock.packing import pack, pack_dir
-from penstock.resolve import resolve_manifest_hash
 
 __all__ = [
     "DataLoader",

@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from penstock import _core
+from penstock.dataset.resolve import Resolved
 from penstock.errors import (
     AccessDenied,
     ClosedError,
@@ -32,7 +33,6 @@ from penstock.errors import (
 )
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
-from penstock.resolve import Resolved
 from penstock.store import Interrupt, Store, open_store, split_location
 from penstock.store.base import Buffer
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
+from penstock.dataset.resolve import resolve
 from penstock.errors import ConfigError
 from penstock.loader.batch import Batch
 from penstock.loader.fetch import Fetcher
@@ -17,7 +18,6 @@ from penstock.loader.order import Order, Sequential, Shuffled
 from penstock.loader.pipeline import Pipeline, Work
 from penstock.loader.plan import BatchLimits, Unit, plan_units
 from penstock.proof import prove
-from penstock.resolve import resolve
 from penstock.sizes import Size, parse_bytes
 
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "DataLoader", "Loader", "load"]

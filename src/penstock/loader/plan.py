@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from penstock.dataset.manifest import Manifest
 from penstock.errors import ManifestError, UnitTooLarge
 from penstock.loader.order import Int64Array, Order
-from penstock.manifest import Manifest
 
 __all__ = ["BatchLimits", "Span", "Unit", "coalesce", "plan_units"]
 

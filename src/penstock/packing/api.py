@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TypeAlias
 
+from penstock.dataset.labels import parse_label_mode
+from penstock.dataset.links import local_path
+from penstock.dataset.manifest_text import check_version
 from penstock.errors import ConfigError
-from penstock.labels import parse_label_mode
-from penstock.links import local_path
-from penstock.manifest_text import check_version
 from penstock.packing.progress import ProgressCallback
 from penstock.packing.run import Options, Packed, run
 from penstock.packing.sink import Sink

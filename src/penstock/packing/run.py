@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import _core
-from penstock.labels import LabelMode, hint_for, label_of, write_labels
-from penstock.manifest_text import ManifestWriter
+from penstock.dataset.labels import LabelMode, hint_for, label_of, write_labels
+from penstock.dataset.manifest_text import ManifestWriter
+from penstock.dataset.spool import Spool
 from penstock.packing.gather import SEGMENT_BYTES, Gathered, gathered
 from penstock.packing.plan import FilePiece, segments
 from penstock.packing.progress import Progress, ProgressCallback, Stage
@@ -21,7 +22,6 @@ from penstock.packing.source import Source
 from penstock.packing.survey import Survey
 from penstock.packing.tar import BLOCK_BYTES
 from penstock.proof import prove
-from penstock.spool import Spool
 from penstock.store.oserrors import os_errors
 
 __all__ = ["Options", "Packed", "run"]
@@ -33,7 +33,7 @@ class Options:
 
     Attributes:
         shard_bytes: where shards are split.
-        label_mode: see ``penstock.labels``.
+        label_mode: see ``penstock.dataset.labels``.
         manifest_version: 0 or 1.
     """
 

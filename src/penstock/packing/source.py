@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from penstock.dataset.spool import Entry
 from penstock.errors import SampleChanged
 from penstock.packing.plan import FilePiece, WholeFiles
-from penstock.spool import Entry
 
 __all__ = ["Source", "changed", "shown"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock import _core
+from penstock.dataset.spool import Entry
 from penstock.errors import PackError
 from penstock.packing.plan import FilePiece, WholeFiles
 from penstock.packing.source import changed, shown
 from penstock.packing.tar import BLOCK_BYTES
-from penstock.spool import Entry
 from penstock.store.oserrors import error_from_errno, os_errors
 
 __all__ = ["FolderSource"]

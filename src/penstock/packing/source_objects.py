@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
+from penstock.dataset.spool import Entry
 from penstock.errors import DeadlineExceeded
 from penstock.packing.plan import FilePiece, WholeFiles
 from penstock.packing.sink import is_shard_key
 from penstock.packing.tar import BLOCK_BYTES
 from penstock.packing.threads import drain
-from penstock.spool import Entry
 from penstock.store.base import Store
 
 __all__ = ["ObjectSource"]

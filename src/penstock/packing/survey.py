@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from penstock.dataset.labels import LabelMode, label_of, labels_active, number_labels
+from penstock.dataset.spool import Entry
 from penstock.errors import EmptyDataset, PackError
-from penstock.labels import LabelMode, label_of, labels_active, number_labels
 from penstock.packing.source import shown
 from penstock.proof import prove
-from penstock.spool import Entry
 
 __all__ = ["Survey"]
 

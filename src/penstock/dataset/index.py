@@ -16,13 +16,13 @@ from typing import IO, Final
 
 from penstock import config
 from penstock._core import ManifestParser
+from penstock.dataset.labels import LabelMode, hint_for, label_of, labels_active, number_labels, parse_label_mode
+from penstock.dataset.links import is_absolute_location, local_path
+from penstock.dataset.manifest_store import staging_folder
+from penstock.dataset.manifest_text import ManifestWriter, WrittenManifest
+from penstock.dataset.spool import Entry, Spool
 from penstock.errors import EmptyDataset, ManifestError, ObjectNotFound, PackError, ResolveError
-from penstock.labels import LabelMode, hint_for, label_of, labels_active, number_labels, parse_label_mode
-from penstock.links import is_absolute_location, local_path
-from penstock.manifest_store import staging_folder
-from penstock.manifest_text import ManifestWriter, WrittenManifest
 from penstock.proof import prove
-from penstock.spool import Entry, Spool
 from penstock.store import open_store
 from penstock.store.base import Store
 

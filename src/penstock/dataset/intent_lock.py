@@ -15,8 +15,8 @@ import threading
 import time
 from types import TracebackType
 
+from penstock.dataset.lock_owner import RENEWAL_S, Owner, claim_owner
 from penstock.errors import ConfigError, ObjectNotFound, PreconditionFailed, StoreError
-from penstock.lock_owner import RENEWAL_S, Owner, claim_owner
 from penstock.store.base import Store
 
 __all__ = ["IntentLock", "LockWatch", "is_stale", "lock_text", "lock_time_ms"]

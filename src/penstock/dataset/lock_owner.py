@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
+from penstock.dataset.links import local_path
 from penstock.errors import ObjectNotFound
-from penstock.links import local_path
 from penstock.store.base import Store
 from penstock.store.oserrors import os_errors
 

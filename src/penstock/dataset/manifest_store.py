@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO
 
 from penstock import config
+from penstock.dataset.intent_lock import IntentLock, LockWatch
+from penstock.dataset.links import local_path
+from penstock.dataset.manifest import Manifest
 from penstock.errors import ConfigError, ManifestError, ManifestNotFound, ObjectNotFound
-from penstock.intent_lock import IntentLock, LockWatch
-from penstock.links import local_path
-from penstock.manifest import Manifest
 from penstock.store.base import Store
 from penstock.store.oserrors import os_errors
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from penstock import config
-from penstock.dev_manifest import write_dev_manifest
+from penstock.dataset.dev_manifest import write_dev_manifest
+from penstock.dataset.index import canonical_base, write_index
+from penstock.dataset.intent_lock import IntentLock, LockWatch
+from penstock.dataset.links import Link, intent_key, join_location, local_path, parse_link
+from penstock.dataset.manifest import Manifest
+from penstock.dataset.manifest_store import ManifestStore, Pointer, staging_file
+from penstock.dataset.manifest_text import check_version
 from penstock.errors import DeadlineExceeded, EmptyDataset, PreconditionFailed
-from penstock.index import canonical_base, write_index
-from penstock.intent_lock import IntentLock, LockWatch
-from penstock.links import Link, intent_key, join_location, local_path, parse_link
-from penstock.manifest import Manifest
-from penstock.manifest_store import ManifestStore, Pointer, staging_file
-from penstock.manifest_text import check_version
 from penstock.proof import prove
 from penstock.store import open_store
 

@@ -16,9 +16,9 @@ from typing import IO, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from penstock.dataset.labels import label_id_of
+from penstock.dataset.links import is_absolute_location
 from penstock.errors import ConfigError, ManifestError
-from penstock.labels import label_id_of
-from penstock.links import is_absolute_location
 
 __all__ = ["SUPPORTED_VERSIONS", "ManifestWriter", "WrittenManifest", "check_version"]
 

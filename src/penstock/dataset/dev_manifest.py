@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from penstock.dataset.manifest_text import ManifestWriter, WrittenManifest
 from penstock.errors import ManifestError, StoreError
-from penstock.manifest_text import ManifestWriter, WrittenManifest
 from penstock.store.oserrors import os_errors
 
 __all__ = ["DevRow", "parse_dev_row", "write_dev_manifest"]

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import config
+from penstock.dataset.manifest_cache import CachedColumns, ColumnSpool, build_turn, map_columns
+from penstock.dataset.manifest_text import ManifestWriter
 from penstock.errors import ManifestError, ManifestNotFound, StoreFull
-from penstock.manifest_cache import CachedColumns, ColumnSpool, build_turn, map_columns
-from penstock.manifest_text import ManifestWriter
 
 __all__ = ["Manifest", "ManifestWriter"]
 
