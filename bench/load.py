@@ -4,7 +4,7 @@
 
 100,000 samples of 4 to 100 KiB (2 GB), in order and shuffled, batches of 512, nothing decoded. Each measurement is one
 process that goes through one epoch, construction included and imports not, and touches every sample; that it saw all
-of them whole is checked. The files are read into the page cache right before. Contestants run in turn, ``--rounds``
+of them whole is checked. The files are held in the page cache meanwhile. Contestants run in turn, ``--rounds``
 times; the table has the median and the lowest and highest, out/bench/load.json everything.
 """
 
@@ -28,7 +28,7 @@ from _common import (
     environment_line,
     files_below,
     in_turn,
-    prewarm,
+    kept_warm,
     pss_bytes,
     run_child,
     say,
@@ -96,8 +96,8 @@ def run_reader(name: str, mode: str, data: Dataset, *, watch_memory: bool) -> Ou
     """Measure in a fresh process; again when something drove the files out of the page cache meanwhile."""
     command = [sys.executable, __file__, "--measure", name, "--mode", mode, "--folder", str(data.folder)]
     for _ in range(_WARM_TRIES):
-        prewarm(files_below(data.mds if name.startswith("streaming") else data.packed))
-        outcome = run_child(command, timeout_s=_CHILD_TIMEOUT_S, watch_memory=watch_memory)
+        with kept_warm(files_below(data.mds if name.startswith("streaming") else data.packed)):
+            outcome = run_child(command, timeout_s=_CHILD_TIMEOUT_S, watch_memory=watch_memory)
         if outcome.result is None or outcome.result["warm"]:
             break
     return outcome
