@@ -8,12 +8,13 @@ budget when the last view of them is gone, whoever holds it.
 
 from __future__ import annotations
 
+import logging
 import os
 
 from penstock import config
 from penstock._core import Budget, Charge, Region
-from penstock.errors import RssExceeded
-from penstock.sizes import format_bytes
+from penstock.errors import ConfigError, RssExceeded
+from penstock.sizes import format_bytes, parse_bytes
 
 __all__ = ["Budget", "Charge", "Region", "RssGuard", "process_rss_bytes"]
 
@@ -46,9 +47,18 @@ class RssGuard:
 
     @classmethod
     def from_environment(cls) -> RssGuard:
-        """A guard with the limit of ``PENSTOCK_MAX_PROCESS_RSS_BYTES``; without one if that isn't a whole number."""
-        text = config.lookup("MAX_PROCESS_RSS_BYTES") or ""
-        return cls(int(text) if text.isdecimal() and int(text) > 0 else None)
+        """A guard with the limit of ``PENSTOCK_MAX_PROCESS_RSS_BYTES``: bytes, or a size such as ``"4GiB"``.
+
+        What is no size switches the guard off, as the seed system has it; a warning in the log says so.
+        """
+        found = config.setting("MAX_PROCESS_RSS_BYTES")
+        if found.value is None:
+            return cls(None)
+        try:
+            return cls(parse_bytes(found.value, name=found.source) or None)
+        except ConfigError as error:
+            logging.getLogger("penstock").warning("the guard on the process's size is off: %s", error)
+            return cls(None)
 
     def sample(self) -> int:
         """The process's resident bytes now, or 0 where they can't be read; moves the high-water mark."""

@@ -57,7 +57,9 @@ VARIABLES: dict[str, Variable] = {
     ),
     "DEV_MANIFEST_PATH": _own("DEV_MANIFEST_PATH", "unset", "a TSV to use instead of indexing the base"),
     "MAX_PROCESS_RSS_BYTES": _own(
-        "MAX_PROCESS_RSS_BYTES", "unset (no guard)", "loaders raise RssExceeded when the process is larger"
+        "MAX_PROCESS_RSS_BYTES",
+        "unset (no guard)",
+        "loaders raise RssExceeded when the process is larger; bytes or a size such as 4GiB",
     ),
     "CACHE_DIR": _own(
         "CACHE_DIR", "$XDG_CACHE_HOME/penstock", "columnar manifests, made once for each hash", seed=False

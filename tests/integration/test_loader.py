@@ -195,6 +195,23 @@ def test_e2_40_single_pass(load, packed):
             next(loader)
 
 
+def test_a_second_loop_over_one_loader_is_empty_and_says_why(load, packed, caplog):
+    loader = load(packed)
+    assert sum(1 for _ in loader) == 1
+    assert caplog.text == ""
+    assert sum(1 for _ in loader) == 0
+    assert "make one for each epoch" in caplog.text
+
+
+def test_a_pinned_link_of_a_dataset_that_was_just_packed_works_everywhere(load, tmp_path, packed, contents):
+    packed_hash = penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "again"))["manifest_hash"]
+    assert samples_of(load(f"{tmp_path}/again@sha256:{packed_hash}")) == list(contents.values())
+    with pytest.raises(RuntimeError, match="manifest not found"):
+        load(f"{packed}@sha256:{'0' * 64}")
+    with pytest.raises(RuntimeError, match="manifest not found"):
+        penstock.load(f"/nowhere@sha256:{packed_hash}", manifest_store_root=str(tmp_path / "other"))
+
+
 def test_e2_41_a_slow_consumer_never_sees_more_than_the_cap(load, packed):
     cap = 16 << 10
     loader = load(packed, batch_size_samples=3, max_inflight_bytes=cap, prefetch_batches=4)
@@ -300,9 +317,18 @@ def test_e2_48_the_rss_guard(load, packed, monkeypatch):
     monkeypatch.setenv("MX8_MAX_PROCESS_RSS_BYTES", "1")
     with pytest.raises(RssExceeded, match=r"process rss \d+ exceeds max_process_rss_bytes 1\b"):
         next(load(packed))
+    monkeypatch.setenv("MX8_MAX_PROCESS_RSS_BYTES", "5MiB")
+    with pytest.raises(RssExceeded, match="max_process_rss_bytes 5242880"):
+        next(load(packed))
     for off in ("", "garbage", "-5"):
         monkeypatch.setenv("MX8_MAX_PROCESS_RSS_BYTES", off)
         assert len(next(load(packed))) == 60
+
+
+def test_a_guard_that_is_no_size_is_off_and_says_so(load, packed, monkeypatch, caplog):
+    monkeypatch.setenv("PENSTOCK_MAX_PROCESS_RSS_BYTES", "lots")
+    next(load(packed))
+    assert "PENSTOCK_MAX_PROCESS_RSS_BYTES is 'lots'" in caplog.text
 
 
 def test_e2_48_the_rss_guard_looks_again_by_batch_16(load, packed, monkeypatch):

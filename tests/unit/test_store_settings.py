@@ -177,3 +177,10 @@ def test_azure_settings(monkeypatch: pytest.MonkeyPatch):
     assert client_of("az://container").config["endpoint"] == "http://127.0.0.1:10000/account"
     store = open_store("az://container/prefix")
     assert (store.url, store.locate("a")) == ("az://container/prefix", "az://container/prefix/a")
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:9000", "localhost:9000", "ftp://x"])
+def test_an_endpoint_needs_its_scheme(monkeypatch, value):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL is .*http://"):
+        read_settings(parse_store_url("s3://bucket/x"))

@@ -15,8 +15,8 @@ import psutil
 
 import penstock
 from penstock import _core, config
-from penstock.errors import PenstockError
-from penstock.sizes import available_memory_bytes, format_bytes
+from penstock.errors import ConfigError, PenstockError
+from penstock.sizes import available_memory_bytes, format_bytes, parse_bytes
 from penstock.store import preflight
 
 __all__ = ["Fact", "Health", "facts", "store_facts"]
@@ -108,12 +108,16 @@ def _memory() -> Iterator[Fact]:
         "note" if small else "ok",
         f"pages of 4 KiB are used; `advise` in {_SHMEM} allows larger ones" if small else "",
     )
-    guard = config.lookup("MAX_PROCESS_RSS_BYTES")
-    usable = guard is not None and guard.isdecimal() and int(guard) > 0
-    if guard is not None and not usable:
-        yield Fact("payload memory", "RSS guard", f"off: {guard!r} is no number", "note", "give whole bytes")
-    else:
-        yield Fact("payload memory", "RSS guard", format_bytes(int(guard)) if guard else "off")
+    yield _guard()
+
+
+def _guard() -> Fact:
+    text = config.lookup("MAX_PROCESS_RSS_BYTES")
+    try:
+        limit = 0 if text is None else parse_bytes(text)
+    except ConfigError:
+        return Fact("payload memory", "RSS guard", f"off: {text!r} is no size", "note", "give bytes, or such as 4GiB")
+    return Fact("payload memory", "RSS guard", format_bytes(limit) if limit else "off")
 
 
 def _chosen(path: str) -> str:
@@ -163,6 +167,16 @@ def _settings() -> Iterator[Fact]:
     yield from _wrong_settings()
 
 
+_NUMBERS = {
+    "STALL_TIMEOUT_S": 1,
+    "STORE_CONCURRENCY": 1,
+    "STORE_RETRIES": 1,
+    "STORE_TIMEOUT_S": 1,
+    "SNAPSHOT_LOCK_STALE_MS": 0,
+    "SNAPSHOT_WAIT_TIMEOUT_MS": 0,
+}
+
+
 def _wrong_settings() -> Iterator[Fact]:
     """The values that would be refused later, found now."""
     from penstock.vision import DecodeSettings
@@ -179,7 +193,12 @@ def _wrong_settings() -> Iterator[Fact]:
             "" if _core.HAS_JPEG else "the core was built without libjpeg-turbo: install libjpeg-dev and build again",
         )
     except PenstockError as error:
-        yield Fact("decoding", "images", str(error), "bad", "unset it or give one of the choices")
+        yield Fact("decoding", "images", str(error), "bad", "unset it or give what is allowed")
+    for name, least in _NUMBERS.items():
+        try:
+            config.positive_int(name, least, least=least)
+        except ConfigError as error:
+            yield Fact("environment", config.setting(name).source, str(error), "bad", "unset it or change it")
 
 
 def store_facts(url: str) -> Iterator[Fact]:

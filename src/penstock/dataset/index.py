@@ -26,7 +26,7 @@ from penstock.proof import prove
 from penstock.store import open_store
 from penstock.store.base import Store
 
-__all__ = ["MANIFEST_KEY", "canonical_base", "write_index"]
+__all__ = ["MANIFEST_KEY", "canonical_base", "copy_packed_manifest", "write_index"]
 
 MANIFEST_KEY: Final = "_mx8/manifest.tsv"
 
@@ -74,10 +74,24 @@ def write_index(base: str, out: IO[bytes], *, version: int) -> WrittenManifest:
         raise ManifestError(f"can't index {store.url}: {error}") from None
 
 
+def copy_packed_manifest(base: str, out: IO[bytes]) -> WrittenManifest | None:
+    """Write the canonical form of the manifest that a base was packed with; None when it has none.
+
+    Raises:
+        ResolveError, ManifestError, StoreError: as ``write_index``.
+    """
+    return _copy_packed(_open_base(base), out)
+
+
 def _open_base(base: str) -> Store:
     path = local_path(base)
     if path.is_dir() if path is not None else base.strip().lower().startswith(_LISTED_SCHEMES):
         return open_store(canonical_base(base))
+    if path is not None and not path.exists():
+        raise ResolveError(
+            f"indexing is not supported for dataset link base: {base}; there is no such directory. Give one that "
+            "exists, or a prefix under s3://, gs:// or az://; @refresh and @sha256:<hash> are the only suffixes"
+        )
     raise ResolveError(
         f"indexing is not supported for dataset link base: {base}; give a directory that exists, or a prefix "
         "under s3://, gs:// or az://"

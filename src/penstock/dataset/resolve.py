@@ -8,19 +8,28 @@ and the others wait for its pointer.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from penstock import config
 from penstock.dataset.dev_manifest import write_dev_manifest
-from penstock.dataset.index import canonical_base, write_index
+from penstock.dataset.index import canonical_base, copy_packed_manifest, write_index
 from penstock.dataset.intent_lock import IntentLock, LockWatch
 from penstock.dataset.links import Link, intent_key, join_location, local_path, parse_link
 from penstock.dataset.manifest import Manifest
 from penstock.dataset.manifest_store import ManifestStore, Pointer, staging_file
 from penstock.dataset.manifest_text import check_version
-from penstock.errors import DeadlineExceeded, EmptyDataset, PreconditionFailed
+from penstock.errors import (
+    DeadlineExceeded,
+    EmptyDataset,
+    ManifestError,
+    ManifestNotFound,
+    PreconditionFailed,
+    ResolveError,
+    StoreError,
+)
 from penstock.proof import prove
 from penstock.store import open_store
 
@@ -137,6 +146,7 @@ class _Request:
     def hash(self) -> str:
         """The hash that the link means, indexing its base if that is needed."""
         if self.link.pinned_hash is not None:
+            self._adopt(self.link.pinned_hash)
             self._prove("pinned", self.link.pinned_hash)
             return self.link.pinned_hash
         key = intent_key(_intent_base(self.link.base))
@@ -147,6 +157,21 @@ class _Request:
             self._prove("plain", before.hash)
             return before.hash
         return self._create_or_wait(key, before)
+
+    def _adopt(self, pinned_hash: str) -> None:
+        """Keep the pinned manifest if the store lacks it and the base was packed with it.
+
+        A dataset that was just packed, or that came from another machine, carries its manifest along. Where it
+        can't be had, or is another one, the store's own answer stands: it has no such manifest.
+        """
+        try:
+            self.store.check_present(pinned_hash)
+        except ManifestNotFound:
+            with suppress(ResolveError, ManifestError, StoreError), staging_file() as text:
+                packed = copy_packed_manifest(self.link.base, text)
+                if packed is not None and packed.hash == pinned_hash:
+                    text.flush()
+                    self.store.put(pinned_hash, text)
 
     def _create_or_wait(self, key: str, before: Pointer) -> str:
         """Index, or wait for whoever does; a pointer that was there ``before`` is never the answer."""

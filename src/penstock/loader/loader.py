@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -23,6 +24,8 @@ from penstock.sizes import Size, parse_bytes
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "DataLoader", "Loader", "load"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("penstock")
 
 DEFAULT_INFLIGHT_BYTES = 128 << 20
 _DEFAULT_STALL_TIMEOUT_S = 300
@@ -103,6 +106,8 @@ class Loader(Generic[T]):
         return self._manifest.hash
 
     def __iter__(self) -> Loader[T]:
+        if self._pipeline.finished and self._pipeline.statistics.delivered_batches:
+            _log.warning("this loader is at its end, so this loop gets nothing: make one for each epoch (epoch=n)")
         return self
 
     def __next__(self) -> T:

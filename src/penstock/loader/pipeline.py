@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from penstock.budget import Budget, Charge
-from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded
+from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
 from penstock.loader.plan import Unit
 from penstock.sizes import format_bytes
 
@@ -112,6 +112,11 @@ class Pipeline(Generic[T]):
         self._producer.start()
 
     # The consumer's side
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last batch was handed out."""
+        return self._finished and not self._slots and self._failure is None
 
     def __iter__(self) -> Pipeline[T]:
         return self
@@ -211,7 +216,7 @@ class Pipeline(Generic[T]):
 
     def _start(self, unit: Unit) -> bool:
         """Charge a unit and build it, here or on the pool; False when the build failed here."""
-        charge = self._reserve(self._work.cost_bytes(unit))
+        charge = self._reserve(self._work.cost_bytes(unit), unit)
         if self._pool is not None:
             slot = self._pool.submit(self._work.build, unit, charge)
             self._enqueue(unit, slot)
@@ -231,9 +236,18 @@ class Pipeline(Generic[T]):
                 return self._work.build(unit, charge)
             except CostChanged as changed:
                 charge.release()
-                charge = self._reserve(changed.cost_bytes)
+                charge = self._reserve(changed.cost_bytes, unit)
 
-    def _reserve(self, size: int) -> Charge:
+    def _reserve(self, size: int, unit: Unit) -> Charge:
+        if size > self._budget.total_bytes:
+            raise UnitTooLarge(
+                f"batch {unit.index} needs {size} bytes ({format_bytes(size)}: {unit.payload_bytes} to read, the rest "
+                f"for what they become), which exceeds max_inflight_bytes {self._budget.total_bytes} "
+                f"({format_bytes(self._budget.total_bytes)}); raise it, lower batch_size_samples, or ask for smaller "
+                "pixels",
+                needed_bytes=size,
+                total_bytes=self._budget.total_bytes,
+            )
         charge = self._budget.try_reserve(size)
         if charge is not None:
             return charge

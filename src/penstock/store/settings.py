@@ -129,6 +129,8 @@ _CREDENTIALS = {"access_key_id", "credentials", "account_key"}
 def _variable(name: str, variable: str, default: str | None = None) -> StoreSetting:
     found = config.setting(variable)
     value, source = (default, found.source) if found.value is None else (found.value, found.source)
+    if name == "endpoint" and value is not None and not value.lower().startswith(("http://", "https://")):
+        raise ConfigError(f"{source} is {value!r}; an endpoint begins with http:// or https://")
     if value is None and name in _CREDENTIALS:
         source = _CLIENT_FINDS
     return StoreSetting(name, value, source, secret=name in _SECRETS)
