@@ -8,6 +8,7 @@ name is read second. An empty value counts as unset. An explicit argument always
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "flag",
     "lookup",
     "positive_int",
+    "runtime_dir",
     "setting",
 ]
 
@@ -119,6 +121,11 @@ VARIABLES: dict[str, Variable] = {
     ),
     "STORE_RETRIES": _own("STORE_RETRIES", "6", "tries for one object-store request, at least 1", seed=False),
     "STORE_TIMEOUT_S": _own("STORE_TIMEOUT_S", "30", "deadline of one object-store request", seed=False),
+    "TRACE": _own("TRACE", "unset", "a folder; every loader writes a trace of its stages to it", seed=False),
+    "TOP": _own("TOP", "true", "false hides this process's loaders from `penstock top`", seed=False),
+    "METRICS_PORT": _own(
+        "METRICS_PORT", "unset", "loaders serve Prometheus metrics on this port of 127.0.0.1", seed=False
+    ),
     "LOG": _own("LOG", "warning", "log level of the command line: debug, info, warning or error"),
 }
 
@@ -197,6 +204,14 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+def runtime_dir() -> Path:
+    """The folder where running loaders show themselves to ``penstock top``, for this user alone."""
+    session = os.environ.get("XDG_RUNTIME_DIR", "").strip()
+    if session and Path(session).is_dir():
+        return Path(session) / "penstock"
+    return Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
 
 
 SEED_MANIFEST_STORE_ROOT = Path("/var/lib/mx8/manifests")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -32,6 +33,7 @@ from penstock.loader.loader import DEFAULT_INFLIGHT_BYTES, Loader
 from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import CostChanged, Work
 from penstock.loader.plan import Unit
+from penstock.observe.stages import StageClock
 from penstock.proof import prove
 from penstock.sizes import Size
 from penstock.store import open_store
@@ -204,7 +206,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
 
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
         randomness = Randomness(self.manifest_hash, *self._randomness)
-        return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format)
+        return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format, clock=self._clock)
 
     def _concurrency(self, wanted: int) -> int:
         # Pixels that only the images themselves tell the size of are charged anew when they are known, and only
@@ -222,12 +224,15 @@ class _DecodeImages:
         transform: ImageTransform,
         randomness: Randomness,
         form: PixelFormat,
+        *,
+        clock: StageClock,
     ) -> None:
         self._fetcher = fetcher
         self._decoder = decoder
         self._transform = transform
         self._randomness = randomness
         self._form = form
+        self._clock = clock
         self._hw = transform.out_hw or (0, 0)  # without one: of the last batch, the best guess for the next
 
     def cost_bytes(self, unit: Unit) -> int:
@@ -238,6 +243,7 @@ class _DecodeImages:
         pixels_charge = charge.split(self._form.bytes(count, hw))
         raw = memoryview(charge.region())
         self._fetcher.fetch(unit, raw)
+        started = time.monotonic()
         encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids)
         sizes = self._decoder.sizes(encoded)
         if self._transform.out_hw is None:
@@ -253,6 +259,7 @@ class _DecodeImages:
         flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
         pixels = flat.reshape(self._form.shape(count, hw))
         self._decoder.decode(encoded, picture, pixels, self._form)
+        self._clock.record("decode", unit.index, started)
         torch = require_torch()
         images = torch.from_numpy(pixels)
         if self._form.type == "bfloat16":

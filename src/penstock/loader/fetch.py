@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from penstock.errors import (
 )
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
+from penstock.observe.stages import StageClock
 from penstock.store import Interrupt, Store, open_store, split_location
 from penstock.store.base import Buffer
 
@@ -90,10 +92,11 @@ class _Part:
 
 
 class Fetcher:
-    """Reads samples of one manifest. Thread-safe; closed by its owner."""
+    """Reads samples of one manifest, and tells the clock how long it took. Thread-safe; closed by its owner."""
 
-    def __init__(self, dataset: Resolved) -> None:
+    def __init__(self, dataset: Resolved, clock: StageClock | None = None) -> None:
         self._dataset = dataset
+        self._clock = clock or StageClock()
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -139,12 +142,14 @@ class Fetcher:
             ShardCorrupt: a sample doesn't match its crc32c.
             StoreError: the bytes can't be had.
         """
+        started = time.monotonic()
         every = _Part(unit, np.arange(len(unit.lengths)), dest, unit.dest_offsets())
         whole = unit.offsets < 0
         if whole.any():
             self._fetch_whole(every.of(np.flatnonzero(whole)))
         if not whole.all():
             self._fetch_ranges(every.of(np.flatnonzero(~whole)))
+        self._clock.record("fetch", unit.index, started)
 
     def _fetch_ranges(self, part: _Part) -> None:
         locations = part.unit.locations[part.rows]

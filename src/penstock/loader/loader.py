@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -18,6 +19,10 @@ from penstock.loader.fetch import Fetcher
 from penstock.loader.order import Order, Sequential, Shuffled
 from penstock.loader.pipeline import Pipeline, Work
 from penstock.loader.plan import BatchLimits, Unit, plan_units
+from penstock.loader.statistics import LoaderStatistics
+from penstock.observe.live import LiveLoader
+from penstock.observe.stages import StageClock
+from penstock.observe.trace import Trace, trace_in
 from penstock.proof import prove
 from penstock.sizes import Size, parse_bytes
 
@@ -81,7 +86,11 @@ class Loader(Generic[T]):
         self._budget = Budget(cap_bytes)
         self._rss = RssGuard.from_environment()
         self._rss.sample()
-        self._fetcher = Fetcher(resolved)
+        self._clock = StageClock()
+        self._fetcher = Fetcher(resolved, self._clock)
+        self._title = f"{resolved.base}@sha256:{resolved.hash}"
+        if (folder := config.lookup("TRACE")) is not None:
+            self._clock.write_to(trace_in(folder, self._title))
         self._pipeline = Pipeline(
             plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
             self._work(),
@@ -90,8 +99,11 @@ class Loader(Generic[T]):
             depth=max_queue_batches,
             cancel=self._fetcher.cancel,
             stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
+            clock=self._clock,
         )
-        self._finalizer = weakref.finalize(self, _let_go, self._pipeline, self._fetcher)
+        self._statistics = LoaderStatistics(self._pipeline.statistics, self._budget, self._rss, self._clock)
+        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read)
+        self._finalizer = weakref.finalize(self, _let_go, self._pipeline, self._fetcher, self._clock, self._live)
 
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
@@ -124,6 +136,7 @@ class Loader(Generic[T]):
         """
         batch = next(self._pipeline)
         self._rss.check()
+        self._live.tick()
         return batch
 
     def __len__(self) -> int:
@@ -144,20 +157,21 @@ class Loader(Generic[T]):
         ``ram_high_water_bytes``: the most that was ever charged, at most the cap. ``process_rss_bytes`` and
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
         budget that are in memory, warm ones without a charge included. ``data_wait_s``: seconds in ``next()``.
+        ``plan_s``, ``budget_wait_s``, ``fetch_s``, ``decode_s``, ``queue_wait_s``: seconds that batches were in each
+        stage, added up over threads.
         """
-        delivered = self._pipeline.statistics
-        return {
-            "delivered_batches_total": delivered.delivered_batches,
-            "delivered_samples_total": delivered.delivered_samples,
-            "delivered_bytes_total": delivered.delivered_bytes,
-            "inflight_bytes": self._budget.charged_bytes,
-            "max_inflight_bytes": self._budget.total_bytes,
-            "ram_high_water_bytes": self._budget.peak_bytes,
-            "process_rss_bytes": self._rss.sample(),
-            "process_rss_high_water_bytes": self._rss.high_water_bytes,
-            "arena_resident_bytes": self._budget.resident_bytes,
-            "data_wait_s": delivered.data_wait_s,
-        }
+        return self._statistics.read()
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
+
+        Ends with the loader, or when another trace begins. The first batches are on their way when a loader is made;
+        ``PENSTOCK_TRACE=folder`` sees those as well.
+
+        Raises:
+            ConfigError: the file can't be written.
+        """
+        self._clock.write_to(Trace(path, self._title))
 
     def close(self) -> None:
         """Stop reading, join the loader's threads and close its files. Safe twice.
@@ -167,6 +181,8 @@ class Loader(Generic[T]):
         self._finalizer.detach()
         self._pipeline.close()
         self._fetcher.close()
+        self._clock.close()
+        self._live.close()
 
     def __enter__(self) -> Loader[T]:
         return self
@@ -261,9 +277,11 @@ class _ReadBytes:
         return Batch(unit, region)
 
 
-def _let_go(pipeline: Pipeline[T], fetcher: Fetcher) -> None:
+def _let_go(pipeline: Pipeline[T], fetcher: Fetcher, clock: StageClock, live: LiveLoader) -> None:
     pipeline.close(wait=False)  # a loader that is dropped must not block whoever dropped it
     fetcher.close(wait=False)
+    clock.close()
+    live.close()
 
 
 def _positive(name: str, value: int) -> int:

@@ -18,17 +18,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from penstock.budget import Budget, Charge
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
 from penstock.loader.plan import Unit
+from penstock.observe.stages import StageClock
 from penstock.sizes import format_bytes
 
 __all__ = ["CostChanged", "Pipeline", "PipelineStatistics", "Work"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+_Built: TypeAlias = tuple[T, float]  # a result, and when it was ready
 
 _SLICE_S = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _HELD_POLL_S = 0.005  # how often a hungry consumer asks the budget whether only it can free memory
@@ -62,7 +64,6 @@ class PipelineStatistics:
     delivered_batches: int = 0
     delivered_samples: int = 0
     delivered_bytes: int = 0
-    data_wait_s: float = 0.0
 
 
 class Pipeline(Generic[T]):
@@ -76,6 +77,7 @@ class Pipeline(Generic[T]):
         depth: results that may wait for the consumer, at least 1.
         cancel: ends what builds are waiting for; called when the pipeline stops.
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
+        clock: is told how long each batch was in which stage; the pipeline's own by default.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Pipeline(Generic[T]):
         depth: int,
         cancel: Callable[[], None],
         stall_timeout_s: float,
+        clock: StageClock | None = None,
     ) -> None:
         self._units = units
         self._work = work
@@ -95,8 +98,9 @@ class Pipeline(Generic[T]):
         self._depth = depth + (concurrency if concurrency > 1 else 0)
         self._cancel = cancel
         self._stall_timeout_s = stall_timeout_s
+        self._clock = clock or StageClock()
         self._changed = threading.Condition()
-        self._slots: deque[tuple[Unit, Future[T]]] = deque()
+        self._slots: deque[tuple[Unit, Future[_Built[T]]]] = deque()
         self._reserving = False
         self._finished = False
         self._closed = False  # by its owner
@@ -125,18 +129,20 @@ class Pipeline(Generic[T]):
         started = time.monotonic()
         with self._changed:
             unit, slot = self._head(started)
-            self.statistics.data_wait_s += time.monotonic() - started
         try:
-            result = slot.result()
+            result, built_at = slot.result()
         except BaseException:
             self._stop()
             raise
+        now = time.monotonic()
+        self._clock.record("queue_wait", unit.index, built_at, now)
+        self._clock.record("data_wait", unit.index, started, now)
         self.statistics.delivered_batches += 1
         self.statistics.delivered_samples += len(unit.sample_ids)
         self.statistics.delivered_bytes += unit.payload_bytes
         return result
 
-    def _head(self, started: float) -> tuple[Unit, Future[T]]:
+    def _head(self, started: float) -> tuple[Unit, Future[_Built[T]]]:
         """Wait for the next batch in order and take it out of the queue."""
         while True:
             self._check_usable()
@@ -199,7 +205,7 @@ class Pipeline(Generic[T]):
 
     def _produce(self) -> None:
         try:
-            for unit in self._units:
+            for unit in self._planned():
                 if not self._wait_for_room() or not self._start(unit):
                     break
         except BaseException as error:
@@ -207,6 +213,15 @@ class Pipeline(Generic[T]):
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+
+    def _planned(self) -> Iterator[Unit]:
+        while True:
+            started = time.monotonic()
+            unit = next(self._units, None)
+            if unit is None:
+                return
+            self._clock.record("plan", unit.index, started)
+            yield unit
 
     def _wait_for_room(self) -> bool:
         with self._changed:
@@ -218,7 +233,7 @@ class Pipeline(Generic[T]):
         """Charge a unit and build it, here or on the pool; False when the build failed here."""
         charge = self._reserve(self._work.cost_bytes(unit), unit)
         if self._pool is not None:
-            slot = self._pool.submit(self._work.build, unit, charge)
+            slot = self._pool.submit(self._build, unit, charge)
             self._enqueue(unit, slot)
             slot.add_done_callback(self._wake)
             return True
@@ -230,10 +245,13 @@ class Pipeline(Generic[T]):
         self._enqueue(unit, slot)
         return slot.exception() is None
 
-    def _build_here(self, unit: Unit, charge: Charge) -> T:
+    def _build(self, unit: Unit, charge: Charge) -> _Built[T]:
+        return self._work.build(unit, charge), time.monotonic()
+
+    def _build_here(self, unit: Unit, charge: Charge) -> _Built[T]:
         while True:
             try:
-                return self._work.build(unit, charge)
+                return self._build(unit, charge)
             except CostChanged as changed:
                 charge.release()
                 charge = self._reserve(changed.cost_bytes, unit)
@@ -248,9 +266,12 @@ class Pipeline(Generic[T]):
                 needed_bytes=size,
                 total_bytes=self._budget.total_bytes,
             )
-        charge = self._budget.try_reserve(size)
-        if charge is not None:
-            return charge
+        started = time.monotonic()
+        charge = self._budget.try_reserve(size) or self._wait_for_budget(size)
+        self._clock.record("budget_wait", unit.index, started)
+        return charge
+
+    def _wait_for_budget(self, size: int) -> Charge:
         with self._changed:
             self._reserving = True
             self._changed.notify_all()
@@ -263,13 +284,13 @@ class Pipeline(Generic[T]):
         finally:
             self._reserving = False
 
-    def _enqueue(self, unit: Unit, slot: Future[T]) -> None:
+    def _enqueue(self, unit: Unit, slot: Future[_Built[T]]) -> None:
         with self._changed:
             if not self._stopping:
                 self._slots.append((unit, slot))
             self._changed.notify_all()
 
-    def _wake(self, _: Future[T]) -> None:
+    def _wake(self, _: Future[_Built[T]]) -> None:
         with self._changed:
             self._changed.notify_all()
 

@@ -1,0 +1,236 @@
+"""A running loader, seen from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import penstock
+from penstock.cli.main import main
+from penstock.observe import live
+from penstock.observe.live import LiveLoader, snapshots
+
+TIMEOUT_S = 60
+LOOP = """
+import sys, penstock
+print("ready", flush=True)
+epoch = 0
+while True:
+    with penstock.load(sys.argv[1], batch_size_samples=10, epoch=epoch, max_inflight_bytes=1 << 20) as loader:
+        for batch in loader:
+            batch.release()
+            sys.stdin.readline()  # one batch for each line that we are given
+            print(loader._live._fd >= 0, flush=True)
+    epoch += 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir(mode=0o700)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "run" / "penstock"
+
+
+@pytest.fixture
+def packed(tmp_path) -> str:
+    for index in range(2000):
+        path = tmp_path / "in" / f"{index:04}.bin"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1000))
+    penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "packed"))
+    return str(tmp_path / "packed")
+
+
+@pytest.fixture
+def training(packed):
+    """A process that loads for as long as it is fed lines, and has shown itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, packed], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + TIMEOUT_S
+    shown = False
+    while not shown and time.monotonic() < deadline:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        shown = process.stdout.readline() == "True\n"
+    assert shown
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def top(*arguments, **options):
+    command = [sys.executable, "-m", "penstock", "top", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options)
+
+
+def test_another_process_is_seen_and_then_gone_without_a_trace(training, packed, folder):
+    found = top("--once", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    (loader,) = json.loads(found.stdout)["loaders"]
+    assert (loader["pid"], loader["dataset"], loader["max_inflight_bytes"]) == (training.pid, packed, 1 << 20)
+    assert loader["samples_per_s"] > 0
+    assert loader["bytes_per_s"] == pytest.approx(1000 * loader["samples_per_s"])
+    assert 0 <= loader["inflight_bytes"] <= 1 << 20
+    assert loader["process_rss_bytes"] > 10 << 20
+    assert 0 <= loader["data_wait_share"] <= 1.01
+    (path,) = folder.iterdir()
+    assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+    assert json.loads(top("--json").stdout) == {"loaders": []}
+    assert not list(folder.iterdir()), "what the killed process left was removed"
+
+
+def test_one_process_can_be_chosen(training):
+    assert json.loads(top(training.pid, "--json").stdout)["loaders"][0]["pid"] == training.pid
+    other = top(os.getpid(), "--once")
+    assert other.returncode == 1
+    assert f"process {os.getpid()}" in other.stderr
+
+
+def test_lines_for_a_log_and_ctrl_c_ends_it(training):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "top", "--interval", "0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    header, first, second_header = (process.stdout.readline().decode() for _ in range(3))
+    assert header.split()[:3] == ["pid", "dataset", "samples/s"]
+    assert first.split()[0] == str(training.pid)
+    assert second_header == header
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_a_terminal_gets_a_live_table_and_gets_its_cursor_back(training):
+    main_end, terminal = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "150", "TERM": "xterm"}
+    command = [sys.executable, "-m", "penstock", "top", "--interval", "0.1"]
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    while str(training.pid).encode() not in shown or shown.count(b"samples/s") < 2:
+        shown += os.read(main_end, 4096)
+    assert b"\x1b[?25l" in shown, "the cursor is hidden"
+    process.send_signal(signal.SIGINT)
+    while b"\x1b[?25h" not in shown:
+        shown += os.read(main_end, 4096)
+    assert process.wait(TIMEOUT_S) == 0
+    os.close(main_end)
+
+
+def test_nobody_there(folder, capsys):
+    assert main(["top", "--once"]) == 0
+    assert str(folder) in capsys.readouterr().out
+
+
+@pytest.fixture
+def shown(folder):
+    """Makes a loader's file now; the numbers can be changed."""
+    made = []
+
+    def show(**stats):
+        loader = LiveLoader("data", "0" * 64, lambda: dict(stats))
+        loader._due_s = 0.0
+        loader.tick()
+        made.append(loader)
+        return loader
+
+    yield show
+    for loader in made:
+        loader.close()
+
+
+def test_a_closed_loader_takes_its_file_with_it(shown, folder):
+    first, second = shown(delivered_samples_total=1), shown(delivered_samples_total=2)
+    assert len(list(folder.iterdir())) == 2
+    first.close()
+    first.close()
+    first.tick()
+    assert [snapshot.stats["delivered_samples_total"] for snapshot in snapshots()] == [2]
+    second.close()
+    assert not list(folder.iterdir())
+
+
+def test_a_loader_that_is_dropped_takes_its_file_with_it(packed, folder):
+    loader = penstock.load(packed, batch_size_samples=10)
+    loader._live._due_s = 0.0
+    next(loader).release()
+    assert [snapshot.pid for snapshot in snapshots()] == [os.getpid()]
+    del loader
+    assert not list(folder.iterdir())
+
+
+def test_a_shorter_reading_leaves_nothing_of_a_longer_one(shown):
+    numbers = {"delivered_samples_total": 10**15}
+    loader = LiveLoader("data", "0" * 64, lambda: dict(numbers))
+    for value in (10**15, 7):
+        numbers["delivered_samples_total"] = value
+        loader._due_s = 0.0
+        loader.tick()
+        assert snapshots()[0].stats == {"delivered_samples_total": value}
+    loader.close()
+
+
+def test_strange_files_and_links_are_left_out(shown, folder, tmp_path):
+    shown(delivered_samples_total=1)
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (folder / "1-1.json").symlink_to(secret)
+    os.mkfifo(folder / "2-1.json")
+    (folder / "3-1.json").write_bytes(b"")
+    assert len(snapshots()) == 1
+    assert secret.exists()
+
+
+def test_a_folder_that_others_can_enter_is_not_used(folder, shown):
+    folder.mkdir(mode=0o755)
+    loader = shown(delivered_samples_total=1)
+    loader.tick()
+    assert not list(folder.iterdir())
+    assert snapshots() == []
+
+
+def test_it_can_be_turned_off(monkeypatch, packed, folder):
+    monkeypatch.setenv("PENSTOCK_TOP", "0")
+    with penstock.load(packed) as loader:
+        assert loader._live._due_s == float("inf")
+        assert sum(len(batch) for batch in loader) == 2000
+    assert not folder.exists()
+
+
+def test_a_forked_child_has_no_loaders_and_removes_nobodys_file(shown, folder):
+    loader = shown(delivered_samples_total=1)
+    child = os.fork()
+    if child == 0:
+        loader.close()
+        os._exit(0 if not live.totals() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(snapshots()) == 1
+
+
+def test_a_ticking_loader_writes_once_a_second(packed):
+    with penstock.load(packed, batch_size_samples=10) as loader:
+        started = time.monotonic()
+        loader._live._due_s = 0.0
+        written = set()
+        for batch in loader:
+            batch.release()
+            written.add(loader._live._before_s)
+        assert len(written) <= 2 + int(time.monotonic() - started)
