@@ -19,17 +19,13 @@ from penstock.observe import live
 from penstock.observe.live import LiveLoader, snapshots
 
 TIMEOUT_S = 60
-LOOP = """
+TRAINING = """
 import sys, penstock
-print("ready", flush=True)
-epoch = 0
-while True:
-    with penstock.load(sys.argv[1], batch_size_samples=10, epoch=epoch, max_inflight_bytes=1 << 20) as loader:
-        for batch in loader:
-            batch.release()
-            sys.stdin.readline()  # one batch for each line that we are given
-            print(loader._live._fd >= 0, flush=True)
-    epoch += 1
+loader = penstock.load(sys.argv[1], batch_size_samples=10, max_inflight_bytes=1 << 20)
+loader._live._due_s = 0.0  # not only after a second
+next(loader).release()
+print("shown", flush=True)
+sys.stdin.read()  # a long step
 """
 
 
@@ -58,21 +54,12 @@ def packed(tmp_path) -> str:
 
 @pytest.fixture
 def training(packed):
-    """A process that loads for as long as it is fed lines, and has shown itself."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, packed], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    deadline = time.monotonic() + TIMEOUT_S
-    shown = False
-    while not shown and time.monotonic() < deadline:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        shown = process.stdout.readline() == "True\n"
-    assert shown
-    yield process
-    process.kill()
-    process.communicate()
+    """A process with a loader that has shown itself."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", TRAINING, packed], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "shown\n"
+        yield process
+        process.kill()
 
 
 def top(*arguments, **options):
@@ -215,6 +202,7 @@ def test_it_can_be_turned_off(monkeypatch, packed, folder):
     assert not folder.exists()
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # Python 3.12 and later
 def test_a_forked_child_has_no_loaders_and_removes_nobodys_file(shown, folder):
     loader = shown(delivered_samples_total=1)
     child = os.fork()

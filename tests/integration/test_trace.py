@@ -141,6 +141,7 @@ def test_what_a_killed_process_wrote_is_a_trace_without_its_bracket(tmp_path):
     assert len(json.loads((tmp_path / "t.json").read_text())) == 3
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # Python 3.12 and later
 def test_a_forked_child_leaves_the_trace_alone(tmp_path):
     trace = Trace(tmp_path / "t.json", "a dataset")
     child = os.fork()
