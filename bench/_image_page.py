@@ -1,6 +1,6 @@
 """The page of bench/images.py: tables and plots, from its JSON alone.
 
-    python bench/_image_page.py     makes out/bench/images.md again
+python bench/_image_page.py     makes out/bench/images.md again
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def random_window(width: int, height: int) -> tuple[int, int, int, int]:
 def normalised(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(value / 255 - mean) / std, channels first: a plane at a time, which was faster than all at once."""
     out = np.empty((3, *pixels.shape[:2]), np.float32)
-    for channel, plane in enumerate(out):
-        np.multiply(pixels[..., channel], np.float32(_SCALE[channel]), out=plane)
-        plane += np.float32(_BIAS[channel])
+    for channel in range(3):
+        np.multiply(pixels[..., channel], np.float32(_SCALE[channel]), out=out[channel])
+        out[channel] += np.float32(_BIAS[channel])
     return out

@@ -198,10 +198,9 @@ def run_reader(name: str, *, task: str, mode: str, data: Photographs) -> Outcome
 
 def compare(task: str, names: list[str], data: Photographs, rounds: int, reasons: dict[str, str]) -> dict[str, Any]:
     """Measure the readers at one task; for each either what was found or the reason why not."""
+    names = [name for name in names if READERS[name].kind != "floor" or task == "whole"]
     able = [name for name in names if name not in reasons]
-    found: dict[str, dict[str, Any]] = {
-        name: {"reason": reasons[name]} if name in reasons else {"runs": []} for name in names
-    }
+    found: dict[str, dict[str, Any]] = {name: {"reason": reasons[name]} if name in reasons else {} for name in names}
     for mode, times in (("speed", rounds), ("fast consumer", 1), ("slow consumer", 1)):
         say(f"-- {task}: {mode}")
         outcomes = in_turn(able, times, functools.partial(run_reader, task=task, mode=mode, data=data))
