@@ -20,8 +20,8 @@ from rich.table import Table
 from watch import Watch
 
 import penstock
-from penstock.errors import PenstockError
 from penstock.dataset.resolve import resolve
+from penstock.errors import PenstockError
 from penstock.sizes import format_bytes, parse_bytes
 from penstock.vision import ImageFolderLoader
 
