@@ -17,22 +17,26 @@ namespace penstock {
 namespace {
 
 constexpr int64_t kMaxGap = 4096;       // bytes worth reading to save a system call: about 0.3 us of copying
-constexpr int64_t kMaxRun = 512 << 10;  // bytes a call, so that the checksum finds them still in the L2 cache
+constexpr int64_t kMaxRun = 128 << 10;  // bytes a call: they and where they came from stay in L2 for the checksum
 constexpr size_t kMaxVectors = 256;     // pieces a call; the kernel's own limit is 1024
 
 // One preadv in the making: ranges that follow one another in the file, and the gaps between them.
 class Run {
  public:
-  Run(int fd, std::byte* dest) : fd_(fd), dest_(dest) {}
+  explicit Run(std::byte* dest) : dest_(dest) {}
 
-  bool takes(int64_t offset, int64_t length) const {
+  bool takes(int64_t fd, int64_t offset, int64_t length) const {
     if (count_ == 0) return true;
+    if (fd != fd_) return false;
     const int64_t gap = offset - end_;
     return gap >= 0 && gap <= kMaxGap && count_ + 2 <= kMaxVectors && end_ + gap + length - begin_ <= kMaxRun;
   }
 
-  void add(int64_t offset, int64_t length, int64_t dest_offset) {
-    if (count_ == 0) begin_ = end_ = offset;
+  void add(int64_t fd, int64_t offset, int64_t length, int64_t dest_offset) {
+    if (count_ == 0) {
+      fd_ = static_cast<int>(fd);
+      begin_ = end_ = offset;
+    }
     if (offset > end_) push(sink_.data(), offset - end_);
     push(dest_ + dest_offset, length);
     end_ = offset + length;
@@ -66,7 +70,7 @@ class Run {
     if (size > 0) vectors_[count_++] = {data, static_cast<size_t>(size)};
   }
 
-  int fd_;
+  int fd_ = -1;
   std::byte* dest_;
   int64_t begin_ = 0;
   int64_t end_ = 0;
@@ -131,16 +135,16 @@ ReadResult read_whole(int fd, std::byte* dest, int64_t length) {
 
 }  // namespace
 
-ReadResult read_ranges(int fd, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest) {
-  Run run(fd, dest);
+ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest) {
+  Run run(dest);
   size_t first = 0;
   for (size_t i = 0; i < plan.count; ++i) {
-    if (!run.takes(file_offsets[i], plan.lengths[i])) {
+    if (!run.takes(fds[i], file_offsets[i], plan.lengths[i])) {
       const ReadResult result = finish_run(run, first, i, file_offsets, plan, dest);
       if (result.status != ReadStatus::ok) return result;
       first = i;
     }
-    run.add(file_offsets[i], plan.lengths[i], plan.dest_offsets[i]);
+    run.add(fds[i], file_offsets[i], plan.lengths[i], plan.dest_offsets[i]);
   }
   return finish_run(run, first, plan.count, file_offsets, plan, dest);
 }

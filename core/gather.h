@@ -30,9 +30,9 @@ struct ReadPlan {
   const int64_t* expected_crcs;
 };
 
-// Reads the ranges of one file. Neighbours whose file offsets ascend with gaps of at most a few KiB (a tar header, say)
-// become one preadv that scatters them; so give them in the order of the file.
-ReadResult read_ranges(int fd, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest);
+// Reads ranges, each of a file that is open as fds[i]. Neighbours in one file whose offsets ascend with gaps of at most
+// a few KiB (a tar header, say) become one preadv that scatters them; so give them file by file, in each one's order.
+ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest);
 
 // Reads whole files, each exactly as long as planned.
 ReadResult read_files(const char* const* paths, const ReadPlan& plan, std::byte* dest);

@@ -24,20 +24,22 @@ std::tuple<int, int64_t, int64_t> as_tuple(const ReadResult& result) {
 void register_gather(nb::module_& m) {
   m.def(
       "read_ranges",
-      [](int fd, Int64s file_offsets, Int64s lengths, nb::handle dest, Int64s dest_offsets,
+      [](Int64s fds, Int64s file_offsets, Int64s lengths, nb::handle dest, Int64s dest_offsets,
          std::optional<Int64s> expected_crcs) {
         const BufferView view(dest, true);
         check_ranges(file_offsets, lengths, kAnySize, "the file");
         check_ranges(dest_offsets, lengths, view.size(), "dest");
+        if (fds.shape(0) != lengths.shape(0))
+          throw Error(ErrorCode::invalid_argument, "fds and lengths differ in count");
         const ReadPlan plan = make_plan(lengths, dest_offsets, expected_crcs);
         nb::gil_scoped_release unlocked;
-        return as_tuple(read_ranges(fd, file_offsets.data(), plan, view.data()));
+        return as_tuple(read_ranges(fds.data(), file_offsets.data(), plan, view.data()));
       },
-      nb::arg("fd"), nb::arg("file_offsets"), nb::arg("lengths"), nb::arg("dest"), nb::arg("dest_offsets"),
+      nb::arg("fds"), nb::arg("file_offsets"), nb::arg("lengths"), nb::arg("dest"), nb::arg("dest_offsets"),
       nb::arg("expected_crcs").none() = nb::none(),
-      nb::sig("def read_ranges(fd: int, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, "
+      nb::sig("def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, "
               "expected_crcs: Int64s | None = None) -> tuple[int, int, int]"),
-      "Read ranges of one file into ``dest``; ascending neighbours become one system call.\n\n"
+      "Read ranges, each of an open file, into ``dest``; ascending neighbours become one system call.\n\n"
       "Returns (status, index of the first bad range, detail); the statuses are READ_*.");
   m.def(
       "read_files",

@@ -96,7 +96,8 @@ void ranges_land_where_they_belong() {
     }
     std::vector<std::byte> out(static_cast<size_t>(dest));
     const ReadPlan plan{offsets.size(), lengths.data(), dests.data(), crcs.data()};
-    CHECK(read_ranges(file.fd(), offsets.data(), plan, out.data()).status == ReadStatus::ok);
+    const Int64Vector fds(offsets.size(), file.fd());
+    CHECK(read_ranges(fds.data(), offsets.data(), plan, out.data()).status == ReadStatus::ok);
     std::vector<std::byte> scattered(out.size());
     for (size_t i = 0; i < offsets.size(); ++i) {
       CHECK(std::memcmp(out.data() + dests[i], content.data() + offsets[i], static_cast<size_t>(lengths[i])) == 0);
@@ -113,12 +114,26 @@ void ranges_land_where_they_belong() {
   }
 }
 
+void ranges_of_several_files_come_in_one_call() {
+  const auto first = random_bytes(1000), second = random_bytes(1000);
+  const TemporaryFile file(first), other(second);
+  const Int64Vector fds{file.fd(), other.fd(), file.fd()}, offsets{0, 100, 200}, lengths{100, 100, 100},
+      dests{0, 100, 200};
+  std::vector<std::byte> out(300);
+  const ReadPlan plan{3, lengths.data(), dests.data(), nullptr};
+  CHECK(read_ranges(fds.data(), offsets.data(), plan, out.data()).status == ReadStatus::ok);
+  CHECK(std::memcmp(out.data(), first.data(), 100) == 0);
+  CHECK(std::memcmp(out.data() + 100, second.data() + 100, 100) == 0);
+  CHECK(std::memcmp(out.data() + 200, first.data() + 200, 100) == 0);
+}
+
 void a_range_beyond_the_end_is_short() {
   const TemporaryFile file(random_bytes(1000));
   const Int64Vector offsets{0, 500, 900}, lengths{100, 100, 101}, dests{0, 100, 200};
   std::vector<std::byte> out(301);
   const ReadPlan plan{3, lengths.data(), dests.data(), nullptr};
-  const ReadResult result = read_ranges(file.fd(), offsets.data(), plan, out.data());
+  const Int64Vector fds(offsets.size(), file.fd());
+  const ReadResult result = read_ranges(fds.data(), offsets.data(), plan, out.data());
   CHECK(result.status == ReadStatus::too_short && result.index == 2 && result.detail == 100);
 }
 
@@ -129,17 +144,18 @@ void a_wrong_checksum_is_named() {
   const Int64Vector crcs{crc32c(content.data(), 100), 12345};
   std::vector<std::byte> out(200);
   const ReadPlan plan{2, lengths.data(), dests.data(), crcs.data()};
-  const ReadResult result = read_ranges(file.fd(), offsets.data(), plan, out.data());
+  const Int64Vector fds(offsets.size(), file.fd());
+  const ReadResult result = read_ranges(fds.data(), offsets.data(), plan, out.data());
   CHECK(result.status == ReadStatus::bad_checksum && result.index == 1);
   CHECK(result.detail == reference_crc32c(content.data() + 500, 100));
   CHECK(verify_crc32c(out.data(), plan) == 1);
 }
 
 void system_errors_carry_their_number() {
-  const Int64Vector zero{0}, one{1};
+  const Int64Vector zero{0}, one{1}, closed_fd{-1};
   std::byte out[1];
   const ReadPlan plan{1, one.data(), zero.data(), nullptr};
-  const ReadResult closed = read_ranges(-1, zero.data(), plan, out);
+  const ReadResult closed = read_ranges(closed_fd.data(), zero.data(), plan, out);
   CHECK(closed.status == ReadStatus::system_error && closed.detail == EBADF);
   const char* missing = "/nonexistent/file";
   CHECK(read_files(&missing, plan, out).detail == ENOENT);
@@ -165,7 +181,7 @@ void whole_files_must_have_their_size() {
 
 void nothing_to_read_is_fine() {
   const ReadPlan plan{0, nullptr, nullptr, nullptr};
-  CHECK(read_ranges(-1, nullptr, plan, nullptr).status == ReadStatus::ok);
+  CHECK(read_ranges(nullptr, nullptr, plan, nullptr).status == ReadStatus::ok);
 }
 
 }  // namespace
@@ -174,6 +190,7 @@ int main() {
   return testing::run({
       {"crc agrees with the definition at every length", crc_agrees_with_the_definition_at_every_length},
       {"ranges land where they belong", ranges_land_where_they_belong},
+      {"ranges of several files come in one call", ranges_of_several_files_come_in_one_call},
       {"a range beyond the end is short", a_range_beyond_the_end_is_short},
       {"a wrong checksum is named", a_wrong_checksum_is_named},
       {"system errors carry their number", system_errors_carry_their_number},

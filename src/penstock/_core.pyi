@@ -123,9 +123,9 @@ DECODE_DAMAGED: int = 2
 
 DECODE_TOO_LARGE: int = 3
 
-def read_ranges(fd: int, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, expected_crcs: Int64s | None = None) -> tuple[int, int, int]:
+def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, expected_crcs: Int64s | None = None) -> tuple[int, int, int]:
     """
-    Read ranges of one file into ``dest``; ascending neighbours become one system call.
+    Read ranges, each of an open file, into ``dest``; ascending neighbours become one system call.
 
     Returns (status, index of the first bad range, detail); the statuses are READ_*.
     """

@@ -480,6 +480,18 @@ def test_a_program_that_ends_with_a_half_read_loader_exits_cleanly(packed, tmp_p
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
+def test_a_loader_that_is_dropped_just_before_the_end_does_not_crash_it(packed, tmp_path):
+    code = (
+        "import sys, penstock\n"
+        "link, store = sys.argv[1:]\n"
+        "loader = penstock.load(link, batch_size_samples=1, prefetch_batches=4, manifest_store_root=store)\n"
+        "next(loader)\n"
+        "del loader\n"
+    )
+    runs = [run_python(code, packed, str(tmp_path / "store")) for _ in range(8)]
+    assert [(done.returncode, done.stderr) for done in runs] == [(0, "")] * 8
+
+
 def test_ctrl_c_while_waiting_for_a_batch_is_a_keyboard_interrupt(packed, tmp_path):
     code = (
         "import os, signal, sys, threading, penstock\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class Batch:
 
     def __iter__(self) -> Iterator[memoryview]:
         """The samples, each as a view without a copy."""
-        return (self.sample(index) for index in range(len(self)))
+        view, offsets = self.view, self.offsets
+        return (view[start:end] for start, end in pairwise(offsets))
 
     @property
     def payload_bytes(self) -> int:
@@ -54,12 +56,14 @@ class Batch:
     @property
     def sample_ids(self) -> list[int]:
         """Row of each sample in the manifest."""
-        return list(map(int, self._sample_ids))
+        ids: list[int] = self._sample_ids.tolist()
+        return ids
 
     @property
     def offsets(self) -> list[int]:
         """Where each sample starts in the payload, and the payload's end: n + 1 numbers, the first 0."""
-        return list(map(int, self._offsets))
+        offsets: list[int] = self._offsets.tolist()
+        return offsets
 
     @property
     def label_ids(self) -> list[int] | None:

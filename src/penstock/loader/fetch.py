@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -156,13 +157,17 @@ class Fetcher:
         if (np.diff(locations) < 0).any() or (np.diff(part.offsets) < 0).any():
             order = np.lexsort((part.offsets, locations))
             part, locations = part.of(part.rows[order]), locations[order]
-        for rows in np.split(part.rows, np.flatnonzero(np.diff(locations)) + 1):
-            location = int(part.unit.locations[rows[0]])
+        ends = [*(np.flatnonzero(np.diff(locations)) + 1).tolist(), len(locations)]
+        local: list[tuple[int, str, Int64Array]] = []
+        for start, end in pairwise([0, *ends]):
+            location, rows = int(locations[start]), part.rows[start:end]
             store, path = self._place(location)
             if store is None:
-                self._read_file(location, path, part.of(rows))
+                local.append((location, path, rows))
             else:
                 self._read_object(store, path, part.of(rows))
+        for start in range(0, len(local), _OPEN_FILES):
+            self._read_files(part, local[start : start + _OPEN_FILES])
 
     def _fetch_whole(self, part: _Part) -> None:
         places = [self._place(index) for index in part.unit.locations[part.rows].tolist()]
@@ -178,9 +183,12 @@ class Fetcher:
             self._side_by_side(partial(_stream_whole, objects), keys)
             self._verify(objects)
 
-    def _read_file(self, location: int, path: str, part: _Part) -> None:
-        file = self._open(location, path)
-        outcome = _core.read_ranges(file.fd, part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs)
+    def _read_files(self, part: _Part, local: list[tuple[int, str, Int64Array]]) -> None:
+        """Read ranges of many files at once: each call into the core may have to wait for the interpreter's lock."""
+        files = [self._open(location, path) for location, path, _ in local]  # held until all is read
+        fds = np.repeat([file.fd for file in files], [len(rows) for *_, rows in local])
+        part = part.of(np.concatenate([rows for *_, rows in local]))
+        outcome = _core.read_ranges(fds, part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs)
         self._check(part, outcome)
 
     def _read_object(self, store: Store, key: str, part: _Part) -> None:

@@ -326,7 +326,8 @@ class Pipeline(Generic[T]):
             self._pool.shutdown(wait=True)
         if wait and self._producer is not threading.current_thread():
             self._producer.join(_JOIN_S)
-        _live.discard(self)
+        if wait:
+            _live.discard(self)  # else its threads may outlive this call; _close_all() joins them
 
 
 def _user_threads() -> bool:
