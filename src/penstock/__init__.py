@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
     from penstock.loader import Batch, DataLoader, load
+    from penstock.observe import metrics
     from penstock.packing import pack, pack_dir
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "errors",
     "load",
+    "metrics",
     "pack",
     "pack_dir",
     "resolve_manifest_hash",
@@ -47,12 +49,12 @@ _HOMES = {
     "pack_dir": "penstock.packing",
     "resolve_manifest_hash": "penstock.dataset.resolve",
 }
-_MODULES = {"errors", "vision"}
+_MODULES = {"errors": "penstock.errors", "metrics": "penstock.observe.metrics", "vision": "penstock.vision"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"penstock.{name}")
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

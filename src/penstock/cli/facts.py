@@ -32,6 +32,7 @@ _PACKAGES: Final = {
     "obstore": "needed: object stores",
     "torch": "optional: tensors, penstock.vision",
     "pillow": "optional: decodes the images of penstock.vision",
+    "prometheus-client": "optional: penstock.metrics",
 }
 
 

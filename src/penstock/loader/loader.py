@@ -21,6 +21,7 @@ from penstock.loader.pipeline import Pipeline, Work
 from penstock.loader.plan import BatchLimits, Unit, plan_units
 from penstock.loader.statistics import LoaderStatistics
 from penstock.observe.live import LiveLoader
+from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
 from penstock.observe.trace import Trace, trace_in
 from penstock.proof import prove
@@ -86,6 +87,8 @@ class Loader(Generic[T]):
         self._budget = Budget(cap_bytes)
         self._rss = RssGuard.from_environment()
         self._rss.sample()
+        serve_as_configured()
+        shown = config.flag("TOP") is not False
         self._clock = StageClock()
         self._fetcher = Fetcher(resolved, self._clock)
         self._title = f"{resolved.base}@sha256:{resolved.hash}"
@@ -102,7 +105,7 @@ class Loader(Generic[T]):
             clock=self._clock,
         )
         self._statistics = LoaderStatistics(self._pipeline.statistics, self._budget, self._rss, self._clock)
-        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read)
+        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
         self._finalizer = weakref.finalize(self, _let_go, self._pipeline, self._fetcher, self._clock, self._live)
 
     def _work(self) -> Work[T]:

@@ -69,9 +69,10 @@ class LiveLoader:
         dataset: the base of its link.
         manifest_hash: what it loads.
         stats: reads its counters; any thread. It must not hold the loader itself, whose end is the end of this.
+        shown: whether it writes a file at all.
     """
 
-    def __init__(self, dataset: str, manifest_hash: str, stats: Callable[[], Stats]) -> None:
+    def __init__(self, dataset: str, manifest_hash: str, stats: Callable[[], Stats], *, shown: bool = True) -> None:
         self.dataset = dataset
         self.stats = stats
         self._manifest_hash = manifest_hash
@@ -81,7 +82,7 @@ class LiveLoader:
         self._fd = -1
         self._written_bytes = 0
         self._before, self._before_s = stats(), time.monotonic()
-        self._due_s = self._before_s + _EVERY_S if config.flag("TOP") is not False else float("inf")
+        self._due_s = self._before_s + _EVERY_S if shown else float("inf")
         self._writing = threading.Lock()
         with _lock:
             _live.add(self)
