@@ -30,11 +30,11 @@ def tables(document: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _scaling_table(document)])
 
 
-def write_page(document: dict[str, Any]) -> Path:
-    """out/bench/images.md, and its plots where matplotlib is installed."""
+def write_page(document: dict[str, Any], stem: str = "images") -> Path:
+    """out/bench/<stem>.md, and its plots where matplotlib is installed."""
     parts = ["# Images", tables(document), environment_line(document["environment"])]
-    parts += [f"![{name}]({name})" for name in _plots(document)]
-    path = OUT / "images.md"
+    parts += [f"![{name}]({name})" for name in _plots(document, stem)]
+    path = OUT / f"{stem}.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
 
@@ -52,7 +52,12 @@ def _kind(document: dict[str, Any], name: str) -> str:
 
 
 def _rate(entry: dict[str, Any]) -> float:
-    return float(entry["images_per_s"]["median"])
+    return _median(entry, "images_per_s")
+
+
+def _median(entry: dict[str, Any], measured: str) -> float:
+    """0 where it wasn't measured."""
+    return float(entry[measured]["median"]) if measured in entry else 0.0
 
 
 def _task_table(document: dict[str, Any], report: dict[str, Any]) -> str:
@@ -61,20 +66,23 @@ def _task_table(document: dict[str, Any], report: dict[str, Any]) -> str:
     floor = next((_rate(entry) for name, entry in _floors(document)), None)
     rows = []
     for name, entry in sorted(ran.items(), key=lambda item: -_rate(item[1])):
-        rate = entry["images_per_s"]
         is_floor = _kind(document, name) == "floor"
         rows.append(
             [
                 _title(document, name),
-                f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})",
-                _times(rate["median"], peer),
-                _times(rate["median"], floor),
-                "-" if is_floor else f"{entry['first_batch_s']['median']:.3f}",
-                f"{entry['cpu_s_per_1000']['median']:.2f}",
+                _spread(entry.get("images_per_s")),
+                _times(_rate(entry), peer),
+                _times(_rate(entry), floor),
+                "-" if is_floor else f"{_median(entry, 'first_batch_s'):.3f}",
+                f"{_median(entry, 'cpu_s_per_1000'):.2f}",
                 *("-" if is_floor else _megabytes(entry, mode) for mode in ("fast consumer", "slow consumer")),
             ]
         )
     return table(["", *_HEADERS], rows)
+
+
+def _spread(rate: dict[str, float] | None) -> str:
+    return f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})" if rate else "-"
 
 
 def _floors(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -105,7 +113,7 @@ def _scaling_table(document: dict[str, Any]) -> str:
     return "### One thread and two\n\n" + table(headers, rows) if rows else ""
 
 
-def _plots(document: dict[str, Any]) -> list[str]:
+def _plots(document: dict[str, Any], stem: str) -> list[str]:
     try:
         import matplotlib as mpl
     except ImportError:
@@ -126,9 +134,9 @@ def _plots(document: dict[str, Any]) -> list[str]:
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_yticks(range(len(names)), [_title(document, name) for name in names])
         figure.suptitle(TASKS[task], fontsize=11)
-        figure.savefig(OUT / f"images-{task}.png", dpi=110)
+        figure.savefig(OUT / f"{stem}-{task}.png", dpi=110)
         pyplot.close(figure)
-        made.append(f"images-{task}.png")
+        made.append(f"{stem}-{task}.png")
     return made
 
 
@@ -136,9 +144,9 @@ def _panels(ran: dict[str, Any], names: list[str]) -> list[tuple[str, list[float
     entries = [ran[name] for name in names]
     return [
         ("images/s", [_rate(entry) for entry in entries]),
-        ("first batch, s", [entry["first_batch_s"]["median"] for entry in entries]),
+        ("first batch, s", [_median(entry, "first_batch_s") for entry in entries]),
         ("peak memory above imports, MB", [entry.get("fast consumer grown bytes", 0) / 1e6 for entry in entries]),
-        ("CPU s per 1,000 images", [entry["cpu_s_per_1000"]["median"] for entry in entries]),
+        ("CPU s per 1,000 images", [_median(entry, "cpu_s_per_1000") for entry in entries]),
     ]
 
 

@@ -37,7 +37,7 @@ from _common import (
     environment_line,
     files_below,
     in_turn,
-    prewarm,
+    kept_warm,
     pss_bytes,
     run_child,
     say,
@@ -49,6 +49,7 @@ from _image_readers import BATCH, READERS, WORKERS, CannotRun
 from _image_work import SIDE, TASKS
 
 MODES = ("speed", "fast consumer", "slow consumer", "threads")
+PARTS = ("speed", "memory", "scaling")
 _WARM_UP = 8  # batches; fewer when there are few
 _TRAINING_S = 0.05
 _MOST_S = 15.0  # a slower contestant is stopped; its rate is known by then
@@ -103,7 +104,7 @@ def measure(name: str, task: str, mode: str, root: str) -> dict[str, Any]:
     base_bytes, disk_before, cpu_before = pss_bytes(), _disk_bytes(), _tree_cpu_s()
     warm_up = min(_WARM_UP, len(data.paths) // (4 * BATCH))
     seen, warm_images, times, first_mean = Seen(), 0, [time.perf_counter()], 0.0
-    threads_before: dict[int, int] = {}
+    threads_before, threads_after = _thread_cpu_ns(), {}
     for images, labels in epoch():
         seen.add(images, labels, task)
         times.append(time.perf_counter())
@@ -113,7 +114,7 @@ def measure(name: str, task: str, mode: str, root: str) -> dict[str, Any]:
             warm_images, threads_before = seen.images, _thread_cpu_ns()
         if mode == "slow consumer":
             time.sleep(_TRAINING_S)
-        if seen.images >= len(data.paths) - BATCH:
+        if mode == "threads":
             threads_after = _thread_cpu_ns()
         if times[-1] - times[0] > _MOST_S:
             break
@@ -191,17 +192,19 @@ def prepare(names: Iterable[str], data: Photographs) -> dict[str, str]:
 
 def run_reader(name: str, *, task: str, mode: str, data: Photographs) -> Outcome:
     """Measure in a fresh process."""
-    prewarm(files_below(data.root / READERS[name].reads))
     command = child(name, data, "--task", task, "--mode", mode)
-    return run_child(command, timeout_s=_CHILD_TIMEOUT_S, watch_memory="consumer" in mode)
+    with kept_warm(files_below(data.root / READERS[name].reads)):
+        return run_child(command, timeout_s=_CHILD_TIMEOUT_S, watch_memory="consumer" in mode)
 
 
-def compare(task: str, names: list[str], data: Photographs, rounds: int, reasons: dict[str, str]) -> dict[str, Any]:
+def compare(
+    task: str, names: list[str], data: Photographs, rounds: dict[str, int], reasons: dict[str, str]
+) -> dict[str, Any]:
     """Measure the readers at one task; for each either what was found or the reason why not."""
     names = [name for name in names if READERS[name].kind != "floor" or task == "whole"]
     able = [name for name in names if name not in reasons]
     found: dict[str, dict[str, Any]] = {name: {"reason": reasons[name]} if name in reasons else {} for name in names}
-    for mode, times in (("speed", rounds), ("fast consumer", 1), ("slow consumer", 1)):
+    for mode, times in rounds.items():
         say(f"-- {task}: {mode}")
         outcomes = in_turn(able, times, functools.partial(run_reader, task=task, mode=mode, data=data))
         for name, runs in outcomes.items():
@@ -253,6 +256,7 @@ def arguments(argv: Iterable[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--readers", default=",".join(READERS), help="some of " + ", ".join(READERS))
     parser.add_argument("--tasks", default=",".join(TASKS), help="some of " + ", ".join(TASKS))
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="1,024 images, one round")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -274,7 +278,10 @@ def main() -> int:
     images, rounds = (1024, 1) if options.quick else (options.images, options.rounds)
     data, names, tasks = photographs(images), options.readers.split(","), options.tasks.split(",")
     reasons = prepare(names, data)
-    reports = {task: compare(task, names, data, rounds, reasons) for task in tasks}
+    parts = options.parts.split(",")
+    turns = {"speed": rounds} if "speed" in parts else {}
+    turns |= {"fast consumer": 1, "slow consumer": 1} if "memory" in parts else {}
+    reports = {task: compare(task, names, data, turns, reasons) for task in tasks}
     scaled = [name for name in names if READERS[name].kind != "peer" and name not in reasons]
     sizes = [path.stat().st_size for path in data.paths]
     document = {
@@ -284,13 +291,13 @@ def main() -> int:
         "rounds": rounds,
         "readers": {name: {"title": READERS[name].title, "kind": READERS[name].kind} for name in names},
         "reports": reports,
-        "scaling": scaling(tasks[0], scaled, data, rounds),
+        "scaling": scaling(tasks[0], scaled, data, rounds) if "scaling" in parts else {},
     }
-    path = write_report("images", document)
+    path = write_report("images" if set(parts) == set(PARTS) else f"images-{'-'.join(parts)}", document)
     document = json.loads(path.read_text())  # the page is made from what was kept, and from nothing else
     print(f"\n{tables(document)}")
     print(environment_line(document["environment"]))
-    say(f"\neverything: {path}; with plots: {write_page(document)}")
+    say(f"\neverything: {path}; with plots: {write_page(document, path.stem)}")
     return 0
 
 
