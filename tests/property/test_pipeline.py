@@ -43,16 +43,34 @@ class FillWork:
         return unit.index, region
 
 
+class Loop:
+    """Takes results out of a pipeline, as a loader does."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+        self.close = pipeline.close
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        result = self.pipeline.peek().result
+        self.pipeline.mine.undelivered = None
+        return result
+
+
 def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0):
-    return Pipeline(
+    pipeline = Pipeline(
         iter(units),
         work,
         budget,
         concurrency=concurrency,
         depth=depth,
         cancel=lambda: None,
+        release=lambda: None,
         stall_timeout_s=stall_timeout_s,
     )
+    return Loop(pipeline)
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,9 +257,11 @@ def test_close_wakes_a_consumer_that_waits():
     consumer = threading.Thread(target=consume)
     consumer.start()
     entered.wait(10)
-    pipeline.close(wait=False)
+    closer = threading.Thread(target=pipeline.close)
+    closer.start()
     consumer.join(10)
     release.set()
+    closer.join(10)
     assert len(outcome) == 1
 
 

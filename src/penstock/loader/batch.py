@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,18 @@ class Batch:
         return memoryview(self._region)
 
     def sample(self, index: int) -> memoryview:
-        """The bytes of one sample without a copy; holds the batch's charge."""
-        start, end = self._offsets[index : index + 2] if index >= 0 else self._offsets[index - 1 :][:2]
+        """The bytes of one sample without a copy; holds the batch's charge.
+
+        Args:
+            index: of the sample in the batch; negative counts from its end.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"sample {index} of a batch of {count}; give 0 to {count - 1}")
+        start, end = self._offsets[index % count : index % count + 2]
         return self.view[start:end]
 
     def array(self) -> npt.NDArray[np.uint8]:
@@ -126,6 +136,9 @@ class Batch:
     def release(self) -> None:
         """Let go of the bytes before the batch itself goes; views taken before stay valid and keep the charge."""
         self._region = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a batch can't be pickled or copied: its memory belongs to the loader; send batch.payload")
 
     def __enter__(self) -> Batch:
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from penstock.dataset.resolve import Resolved
 from penstock.errors import (
     AccessDenied,
     ClosedError,
+    ManifestError,
     ObjectNotFound,
     PenstockError,
     SampleChanged,
@@ -56,7 +58,10 @@ class _File:
 
     def __init__(self, path: str) -> None:
         self.fd = -1
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK, opening a named pipe that nobody writes to would wait for ever.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise ManifestError(f"{path} isn't a regular file; a manifest may name files only: resolve with @refresh")
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -109,15 +114,15 @@ class Fetcher:
         """End all requests under way with ClosedError; later ones fail at once."""
         self._interrupt.set()
 
-    def close(self, *, wait: bool = True) -> None:
-        """Cancel requests, close files and stop the threads that read objects; ``wait`` joins them."""
+    def close(self) -> None:
+        """Cancel requests, close files, and stop and join the threads that read objects."""
         self.cancel()
         with self._lock:
             self._closed = True
             self._files.clear()
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=wait, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def size_of(self, locations: Int64Array) -> Int64Array:
         """Bytes of whole objects, by location index; what a manifest of unpacked files doesn't say."""
@@ -270,6 +275,8 @@ class Fetcher:
     def _place(self, index: int) -> tuple[Store | None, str]:
         """Where a location is: (None, path) for a file of this machine, else (store, key)."""
         location = self._dataset.location(index)
+        if "\0" in location:
+            raise ManifestError(f"location {location!r} has a NUL byte, which no file name can have")
         if location.startswith("file://"):
             return None, location.removeprefix("file://")
         if "://" not in location:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -89,8 +90,11 @@ class Loader(Generic[T]):
         self._rss.sample()
         serve_as_configured()
         shown = config.flag("TOP") is not False
+        self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
         self._clock = StageClock()
+        self._resources.callback(self._clock.close)
         self._fetcher = Fetcher(resolved, self._clock)
+        self._resources.callback(self._fetcher.close)
         self._title = f"{resolved.base}@sha256:{resolved.hash}"
         if (folder := config.lookup("TRACE")) is not None:
             self._clock.write_to(trace_in(folder, self._title))
@@ -101,12 +105,14 @@ class Loader(Generic[T]):
             concurrency=self._concurrency(max(1, prefetch_batches)),
             depth=max_queue_batches,
             cancel=self._fetcher.cancel,
+            release=self._resources.close,
             stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
             clock=self._clock,
         )
         self._statistics = LoaderStatistics(self._pipeline.statistics, self._budget, self._rss, self._clock)
         self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
-        self._finalizer = weakref.finalize(self, _let_go, self._pipeline, self._fetcher, self._clock, self._live)
+        self._resources.callback(self._live.close)
+        self._finalizer = weakref.finalize(self, self._pipeline.abandon)
 
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
@@ -137,9 +143,16 @@ class Loader(Generic[T]):
             StoreError, DataError, UnitTooLarge: the batch can't be read. Earlier batches were delivered before;
                 the next call raises StopIteration.
         """
-        batch = next(self._pipeline)
+        delivery = self._pipeline.peek()
         self._rss.check()
         self._live.tick()
+        statistics, mine = self._pipeline.statistics, self._pipeline.mine
+        batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
+        # From here on no calls: see Pipeline.peek.
+        statistics.delivered_batches += 1
+        statistics.delivered_samples += samples
+        statistics.delivered_bytes += payload_bytes
+        mine.undelivered = None
         return batch
 
     def __len__(self) -> int:
@@ -183,9 +196,7 @@ class Loader(Generic[T]):
         """
         self._finalizer.detach()
         self._pipeline.close()
-        self._fetcher.close()
-        self._clock.close()
-        self._live.close()
+        self._resources.close()
 
     def __enter__(self) -> Loader[T]:
         return self
@@ -278,13 +289,6 @@ class _ReadBytes:
         region = charge.region()
         self._fetcher.fetch(unit, memoryview(region))
         return Batch(unit, region)
-
-
-def _let_go(pipeline: Pipeline[T], fetcher: Fetcher, clock: StageClock, live: LiveLoader) -> None:
-    pipeline.close(wait=False)  # a loader that is dropped must not block whoever dropped it
-    fetcher.close(wait=False)
-    clock.close()
-    live.close()
 
 
 def _positive(name: str, value: int) -> int:

@@ -31,6 +31,7 @@ __all__ = ["CostChanged", "Pipeline", "PipelineStatistics", "Work"]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 _Built: TypeAlias = tuple[T, float]  # a result, and when it was ready
+_Slot: TypeAlias = tuple[Unit, Future[tuple[T, float]]]
 
 _SLICE_S = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _HELD_POLL_S = 0.005  # how often a hungry consumer asks the budget whether only it can free memory
@@ -57,6 +58,15 @@ class Work(Protocol[T_co]):
         """Make the result out of memory of this charge alone. With ``concurrency`` 1 it may raise CostChanged."""
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[T]):
+    """A result in order, ready to be handed out, with what it counts for."""
+
+    result: T
+    samples: int
+    payload_bytes: int
+
+
 @dataclass(slots=True)
 class PipelineStatistics:
     """Counters from the consumer's side."""
@@ -66,8 +76,14 @@ class PipelineStatistics:
     delivered_bytes: int = 0
 
 
+class _Mine(threading.local):
+    """What one consumer thread was given and hasn't taken yet."""
+
+    undelivered: _Slot[Any] | None = None
+
+
 class Pipeline(Generic[T]):
-    """See the module. An iterator: ``next()`` gives the results in order, then StopIteration for ever.
+    """See the module. ``peek()`` gives the results in order, then raises StopIteration for ever.
 
     Args:
         units: what to build, planned as it goes.
@@ -76,6 +92,7 @@ class Pipeline(Generic[T]):
         concurrency: builds at once, at least 1.
         depth: results that may wait for the consumer, at least 1.
         cancel: ends what builds are waiting for; called when the pipeline stops.
+        release: lets go of what belongs to the owner, when it was dropped instead of closed.
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
         clock: is told how long each batch was in which stage; the pipeline's own by default.
     """
@@ -89,6 +106,7 @@ class Pipeline(Generic[T]):
         concurrency: int,
         depth: int,
         cancel: Callable[[], None],
+        release: Callable[[], None],
         stall_timeout_s: float,
         clock: StageClock | None = None,
     ) -> None:
@@ -97,14 +115,17 @@ class Pipeline(Generic[T]):
         self._budget = budget
         self._depth = depth + (concurrency if concurrency > 1 else 0)
         self._cancel = cancel
+        self._release = release
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock or StageClock()
         self._changed = threading.Condition()
-        self._slots: deque[tuple[Unit, Future[_Built[T]]]] = deque()
+        self._slots: deque[_Slot[T]] = deque()
+        self.mine = _Mine()
         self._reserving = False
         self._finished = False
         self._closed = False  # by its owner
         self._stopping = False  # by its owner or by an error
+        self._abandoned = False  # its owner was dropped without closing it
         self._failure: BaseException | None = None
         self.statistics = PipelineStatistics()
         self._pool = None
@@ -122,33 +143,40 @@ class Pipeline(Generic[T]):
         """Whether the last batch was handed out."""
         return self._finished and not self._slots and self._failure is None
 
-    def __iter__(self) -> Pipeline[T]:
-        return self
+    def peek(self) -> Delivery[T]:
+        """Wait for the next result and return it without counting it as handed out.
 
-    def __next__(self) -> T:
+        Whoever hands it out adds to ``statistics`` and then sets ``mine.undelivered`` to None, by plain assignments
+        right before its own return: Python runs signal handlers at calls and loops, so Ctrl-C can't come in between,
+        and a result that didn't reach its caller is what this thread's next ``peek()`` returns.
+        """
         started = time.monotonic()
         with self._changed:
-            unit, slot = self._head(started)
-        try:
-            result, built_at = slot.result()
-        except BaseException:
+            if self.mine.undelivered is None:
+                self.mine.undelivered = self._head(started)
+            else:
+                self._check_usable()
+            unit, slot = self.mine.undelivered
+            if self._slots and self._slots[0][1] is slot:
+                self._slots.popleft()
+                self._changed.notify_all()  # the producer may be waiting for room in the queue
+        error = slot.exception()
+        if error is not None:
             self._stop()
-            raise
+            self.mine.undelivered = None
+            raise error
+        result, built_at = slot.result()
         now = time.monotonic()
         self._clock.record("queue_wait", unit.index, built_at, now)
         self._clock.record("data_wait", unit.index, started, now)
-        self.statistics.delivered_batches += 1
-        self.statistics.delivered_samples += len(unit.sample_ids)
-        self.statistics.delivered_bytes += unit.payload_bytes
-        return result
+        return Delivery(result, len(unit.sample_ids), unit.payload_bytes)
 
-    def _head(self, started: float) -> tuple[Unit, Future[_Built[T]]]:
-        """Wait for the next batch in order and take it out of the queue."""
+    def _head(self, started: float) -> _Slot[T]:
+        """Wait until the next batch in order is there."""
         while True:
             self._check_usable()
             if self._slots and self._slots[0][1].done():
-                self._changed.notify_all()  # the producer may be waiting for room in the queue
-                return self._slots.popleft()
+                return self._slots[0]
             if not self._slots and self._finished:
                 self._end()
             waited_s = time.monotonic() - started
@@ -209,10 +237,16 @@ class Pipeline(Generic[T]):
                 if not self._wait_for_room() or not self._start(unit):
                     break
         except BaseException as error:
-            self._failure = None if self._stopping else error
+            self._failure = None if self._stopping or self._abandoned else error
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+            while not self._stopping and not self._abandoned:
+                self._changed.wait(_SLICE_S)
+        if self._abandoned:
+            self._stop()
+            self._release()
+            _live.discard(self)
 
     def _planned(self) -> Iterator[Unit]:
         while True:
@@ -225,9 +259,9 @@ class Pipeline(Generic[T]):
 
     def _wait_for_room(self) -> bool:
         with self._changed:
-            while not self._stopping and len(self._slots) >= self._depth:
+            while not self._stopping and not self._abandoned and len(self._slots) >= self._depth:
                 self._changed.wait(_SLICE_S)
-            return not self._stopping
+            return not self._stopping and not self._abandoned
 
     def _start(self, unit: Unit) -> bool:
         """Charge a unit and build it, here or on the pool; False when the build failed here."""
@@ -253,8 +287,10 @@ class Pipeline(Generic[T]):
             try:
                 return self._build(unit, charge)
             except CostChanged as changed:
-                charge.release()
-                charge = self._reserve(changed.cost_bytes, unit)
+                cost_bytes = changed.cost_bytes
+            # Only here is the exception gone, and with it the frames that hold the first attempt's memory.
+            charge.release()
+            charge = self._reserve(cost_bytes, unit)
 
     def _reserve(self, size: int, unit: Unit) -> Charge:
         if size > self._budget.total_bytes:
@@ -310,24 +346,33 @@ class Pipeline(Generic[T]):
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def close(self, *, wait: bool = True) -> None:
-        """Stop all threads and drop what is queued. Safe at any time, from any thread, and twice.
+    def close(self) -> None:
+        """Stop all threads, wait for them until a deadline, and drop what is queued.
 
-        Batches and views that were handed out stay valid.
-
-        Args:
-            wait: join the threads (until a deadline); False only tells them to stop.
+        Safe at any time, from any thread, and twice. Batches and views that were handed out stay valid.
         """
         if os.getpid() != self._owner_pid:
             return  # the threads are in the parent
         self._closed = True
         self._stop()
-        if wait and self._pool is not None:
+        self.mine.undelivered = None
+        if self._pool is not None:
             self._pool.shutdown(wait=True)
-        if wait and self._producer is not threading.current_thread():
+        if self._producer is not threading.current_thread():
             self._producer.join(_JOIN_S)
-        if wait:
-            _live.discard(self)  # else its threads may outlive this call; _close_all() joins them
+        _live.discard(self)
+
+    def abandon(self) -> None:
+        """Have the producer stop everything and call ``release``. For finalizers: takes no lock that may be held.
+
+        The garbage collector runs finalizers in any thread at any moment, also one that is inside of an executor or
+        holds this pipeline's condition; waiting there for anything can be waiting for ever.
+        """
+        self._abandoned = True
+        self._budget.close()
+        if self._changed.acquire(blocking=False):
+            self._changed.notify_all()
+            self._changed.release()
 
 
 def _user_threads() -> bool:
