@@ -79,8 +79,9 @@ def test_a_person_gets_a_table_and_the_reason(packed, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{packed}: 100 samples")
     assert lines[1].split()[:2] == ["order", "prefetch"]
-    assert lines[-2].startswith("fastest: ")
-    assert lines[-1].split(": ")[0] in {"storage", "consumer", "decode", "budget"}
+    assert lines[-3].startswith("fastest: ")
+    assert lines[-2].split(": ")[0] in {"storage", "consumer", "decode", "budget"}
+    assert lines[-1].startswith("note: an epoch has only 1 of these batches")
 
 
 def test_a_cap_that_no_batch_fits_is_the_loaders_own_error(packed, capsys):

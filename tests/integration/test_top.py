@@ -175,6 +175,15 @@ def test_a_shorter_reading_leaves_nothing_of_a_longer_one(shown):
     loader.close()
 
 
+def test_a_new_loader_removes_what_the_dead_left(shown, folder):
+    dead = shown(delivered_samples_total=1)
+    dead.forget()  # as the kernel does at the end of a process
+    assert len(list(folder.iterdir())) == 1
+    shown(delivered_samples_total=2)
+    assert len(list(folder.iterdir())) == 1
+    assert [snapshot.stats["delivered_samples_total"] for snapshot in snapshots()] == [2]
+
+
 def test_strange_files_and_links_are_left_out(shown, folder, tmp_path):
     shown(delivered_samples_total=1)
     secret = tmp_path / "secret.json"

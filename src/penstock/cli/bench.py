@@ -24,6 +24,7 @@ __all__ = ["bench"]
 
 _PREFETCH: Final = (1, 2, 4)
 _BATCH, _IMAGES_BATCH = 512, 64
+_FEW_BATCHES: Final = 16
 _HEADER: Final = ("order", "prefetch", "samples/s", "MB/s", "waiting", "reading", "decoding", "cap full", "bottleneck")
 
 MakeLoader = Callable[[int], Loader[Any]]
@@ -62,15 +63,19 @@ def bench(
     if not as_json:
         output.line(f"{resolved.base}: {output.counted(resolved.manifest.row_count, 'sample')}, {seconds:g} s a run")
     pinned = f"{resolved.base}@sha256:{resolved.hash}"
+    batches = -(-resolved.manifest.row_count // arguments["batch_size_samples"])  # in an epoch
     runs: list[Run] = []
     for shuffle, prefetch in itertools.product((False, True), _PREFETCH):
         make = _maker(pinned, images=images, shuffle=shuffle, prefetch=prefetch, arguments=arguments)
         rates = measure(make, seconds, step_ms / 1000)
-        runs.append(Run("shuffled" if shuffle else "in order", prefetch, rates, verdict_on(rates, prefetch)))
+        verdict = verdict_on(rates, builders=min(prefetch, batches))
+        runs.append(Run("shuffled" if shuffle else "in order", prefetch, rates, verdict))
     if as_json:
         output.document({"dataset": resolved.base, "manifest_hash": resolved.hash, "runs": [run.facts for run in runs]})
     else:
         _render(runs)
+        if batches < _FEW_BATCHES:
+            output.line(_note(batches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +123,12 @@ class Run:
 
 def measure(make: MakeLoader, seconds: float, step_s: float) -> Rates:
     """Load epoch after epoch for so long. Making a loader isn't counted, waiting for its first batch is."""
+    before: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     spent_s = 0.0
     for epoch in itertools.count():
         with make(epoch) as loader:
+            before.update(loader.stats())
             started_s = time.monotonic()
             for _ in _until(loader, started_s + seconds - spent_s):
                 if step_s:
@@ -130,7 +137,7 @@ def measure(make: MakeLoader, seconds: float, step_s: float) -> Rates:
             counted.update(loader.stats())
         if spent_s >= seconds:
             break
-    return rates_between({}, counted, spent_s)
+    return rates_between(before, counted, spent_s)
 
 
 def _until(loader: Loader[Any], deadline_s: float) -> Iterator[None]:
@@ -151,6 +158,13 @@ def _maker(link: str, *, images: bool, shuffle: bool, prefetch: int, arguments: 
         return DataLoader(link, shuffle=shuffle, prefetch_batches=prefetch, epoch=epoch, **arguments)
 
     return make
+
+
+def _note(batches: int) -> str:
+    return (
+        f"note: an epoch has only {batches} of these batches, so beginning one weighs much; "
+        "a smaller --batch-size or a larger dataset says more"
+    )
 
 
 def _render(runs: list[Run]) -> None:

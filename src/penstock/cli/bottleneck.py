@@ -60,14 +60,14 @@ def verdict_on(rates: Rates, builders: int) -> Verdict:
 
 
 def _builders_are_busy(waited: str, reading: float, decoding: float) -> Verdict:
+    spent = f"{waited} the threads that build batches spent"
     if decoding > reading:
         return Verdict(
             "decode",
-            f"{waited} building batches was decoding for {decoding:.0%} of it and reading for {reading:.0%}: "
-            "more CPUs, smaller images or more prefetch would help.",
+            f"{spent} {decoding:.0%} of it decoding and {reading:.0%} reading: more CPUs or smaller images would help.",
         )
     return Verdict(
         "storage",
-        f"{waited} building batches was reading and checking bytes for {reading:.0%} of it and decoding for "
-        f"{decoding:.0%}: faster storage or more prefetch would help.",
+        f"{spent} {reading:.0%} of it reading and checking bytes and {decoding:.0%} decoding: faster storage would "
+        "help.",
     )

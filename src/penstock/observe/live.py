@@ -119,6 +119,7 @@ class LiveLoader:
         self._before, self._before_s, self._due_s = stats, now_s, now_s + _EVERY_S
 
     def _open(self) -> None:
+        snapshots()  # removes what killed processes left
         self._path = _private(config.runtime_dir()) / f"{self._pid}-{next(_numbers)}.json"
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()  # of a process that had our number and died
