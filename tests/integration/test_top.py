@@ -22,6 +22,7 @@ TIMEOUT_S = 60
 TRAINING = """
 import sys, penstock
 loader = penstock.load(sys.argv[1], batch_size_samples=10, max_inflight_bytes=1 << 20)
+next(loader).release()
 loader._live._due_s = 0.0  # not only after a second
 next(loader).release()
 print("shown", flush=True)
@@ -161,7 +162,10 @@ def test_a_loader_that_is_dropped_takes_its_file_with_it(packed, folder):
     next(loader).release()
     assert [snapshot.pid for snapshot in snapshots()] == [os.getpid()]
     del loader
-    assert not list(folder.iterdir())
+    deadline = time.monotonic() + TIMEOUT_S  # its own thread takes it down
+    while list(folder.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_a_shorter_reading_leaves_nothing_of_a_longer_one(shown):
@@ -201,6 +205,20 @@ def test_a_folder_that_others_can_enter_is_not_used(folder, shown):
     loader.tick()
     assert not list(folder.iterdir())
     assert snapshots() == []
+
+
+def test_a_program_that_ends_without_closing_leaves_no_file_and_a_whole_trace(packed, folder, tmp_path):
+    code = (
+        "import sys, penstock\n"
+        "loader = penstock.load(sys.argv[1], batch_size_samples=10)\n"
+        "loader._live._due_s = 0.0\n"
+        "next(loader).release()\n"
+    )
+    environment = {**os.environ, "PENSTOCK_TRACE": str(tmp_path / "traces")}
+    subprocess.run([sys.executable, "-c", code, packed], check=True, timeout=TIMEOUT_S, env=environment)
+    assert not list(folder.iterdir())
+    (trace,) = (tmp_path / "traces").iterdir()
+    assert any(event["name"] == "data_wait" for event in json.loads(trace.read_text()))
 
 
 def test_it_can_be_turned_off(monkeypatch, packed, folder):

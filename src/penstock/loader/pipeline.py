@@ -92,7 +92,7 @@ class Pipeline(Generic[T]):
         concurrency: builds at once, at least 1.
         depth: results that may wait for the consumer, at least 1.
         cancel: ends what builds are waiting for; called when the pipeline stops.
-        release: lets go of what belongs to the owner, when it was dropped instead of closed.
+        release: lets go of what belongs to the owner, when it was dropped instead of closed, or the program ends.
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
         clock: is told how long each batch was in which stage; the pipeline's own by default.
     """
@@ -387,6 +387,7 @@ _live: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
 def _close_all() -> None:
     for pipeline in list(_live):
         pipeline.close()
+        pipeline._release()
 
 
 # Threads that come out of the core while the interpreter is being torn down would crash it, and those that wait for a
