@@ -150,13 +150,19 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, caption=None if rows else _nothing(), caption_justify="left")
-    for number, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if number in {1, 7, 10} else "right", overflow="fold")
+    """The same for a terminal of 80 columns: the end of the dataset's name, and a bar for the bytes in flight."""
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=None if rows else _nothing(), caption_justify="left")
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("dataset", no_wrap=True)
+    for name in ("samples/s", "MB/s", "waiting", "decoding"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("in flight", no_wrap=True, width=_MARKS)
+    for name in ("of cap", "RSS", ""):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        pid, dataset, *rates, _, _, cap, rss, silence = map(output.plain_text, _cells(row))
         bar = ProgressBar(total=1.0, completed=_share_of_cap(row), width=_MARKS)
-        cells = [output.plain_text(cell) for cell in _cells(row)]
-        table.add_row(*cells[:7], bar, *cells[8:])
+        table.add_row(pid, dataset.rstrip("/").rpartition("/")[2], *rates, bar, cap, rss, silence)
     return table
 
 
