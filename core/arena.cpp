@@ -35,7 +35,7 @@ uint64_t reserved_bytes(uint64_t bytes) {
 
 }  // namespace
 
-Arena::Arena(uint64_t budget_bytes) : limit_pages_(round_up(budget_bytes, kPage) / kPage) {
+Arena::Arena(uint64_t budget_bytes) : owner_pid_(getpid()), limit_pages_(round_up(budget_bytes, kPage) / kPage) {
   fd_ = memfd_create("penstock", MFD_CLOEXEC);
   if (fd_ < 0) throw Error(ErrorCode::out_of_memory, std::string("memfd_create: ") + std::strerror(errno));
   for (const uint64_t factor : kSpanFactors) {
@@ -59,6 +59,8 @@ Arena::~Arena() {
 }
 
 std::unique_ptr<Region> Arena::allocate(Charge charge) {
+  // A child shares our pages and not our books: what it took for free, we may have given away.
+  if (getpid() != owner_pid_) throw Error(ErrorCode::closed, "a budget doesn't survive fork(); make a new one");
   const uint64_t bytes = charge.bytes();
   uint64_t offset = 0;
   {

@@ -8,6 +8,8 @@
 // Threads: any. A Region keeps its Arena alive; its bytes are valid until it is destroyed.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -49,7 +51,8 @@ class Arena : public std::enable_shared_from_this<Arena> {
     uint64_t reserved_end;  // of the gap it was cut into
   };
 
-  uint64_t limit_pages_;
+  const pid_t owner_pid_;
+  const uint64_t limit_pages_;
   uint64_t span_bytes_ = 0;
   int fd_ = -1;
   std::byte* base_ = nullptr;

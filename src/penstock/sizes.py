@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 from penstock.errors import ConfigError
 
-__all__ = ["Size", "format_bytes", "parse_bytes"]
+__all__ = ["Size", "available_memory_bytes", "format_bytes", "parse_bytes", "whole_number"]
 
 Size: TypeAlias = int | float | str
 """Bytes as an int, a share of this machine's memory as a float in (0, 1], or text such as ``"512MiB"``."""
@@ -54,6 +55,22 @@ def parse_bytes(size: Size, *, name: str = "size") -> int:
     if match is None or match[2].lower() not in _UNITS:
         raise ConfigError(f"{name} is {size!r}, which is not a size; give {_ALLOWED}")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def whole_number(name: str, value: SupportsIndex, *, least: int = -(1 << 63), most: int = (1 << 63) - 1) -> int:
+    """A whole number between two bounds, both allowed; NumPy's integers count as well, booleans don't.
+
+    Raises:
+        ConfigError: something else; the message names the argument.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        bounds = f"of at least {least}" if most == (1 << 63) - 1 else f"from {least} to {most}"
+        raise ConfigError(f"{name} is {value!r}; give a whole number {bounds if least > -(1 << 63) else 'of 64 bits'}")
+    return number
 
 
 def available_memory_bytes() -> int:

@@ -35,7 +35,7 @@ from penstock.loader.pipeline import CostChanged, Work
 from penstock.loader.plan import Unit
 from penstock.observe.stages import StageClock
 from penstock.proof import prove
-from penstock.sizes import Size
+from penstock.sizes import Size, whole_number
 from penstock.store import open_store
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = ["DecodeSettings", "ImageFolderLoader"]
 _BACKENDS = {"python": "python", "rust": "native", "native": "native"}
 _CODECS = {"zune": "zune", "image": "image", "turbo": "turbo", "turbojpeg": "turbo"}
 _RESIZERS = {"fast": "fast", "fir": "fast", "fast_image_resize": "fast", "image": "image"}
+_MOST_SIDE = 1 << 16
 _MOST_PIXELS = 1 << 26  # 64 Mpixel: a progressive file of that size takes 200 MB inside libjpeg
 
 
@@ -306,10 +307,13 @@ def _transform(
 
 
 def _checked_hw(name: str, hw: Sequence[int]) -> tuple[int, int]:
-    pair = tuple(hw)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ConfigError(f"{name} is {hw!r}; give (height, width) in pixels, both at least 1")
-    return pair[0], pair[1]
+    try:
+        height, width = hw
+        return whole_number("height", height, least=1, most=_MOST_SIDE), whole_number(
+            "width", width, least=1, most=_MOST_SIDE
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {hw!r}; give (height, width) in pixels, both from 1 to {_MOST_SIDE}") from error
 
 
 def _format(dtype: str, layout: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> PixelFormat:

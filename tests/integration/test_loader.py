@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -261,6 +262,15 @@ def test_e2_44_zeros_mean_one_but_a_queue_of_none_is_refused(load, packed):
         {"max_inflight_bytes": "lots"},
         {"max_inflight_bytes": 1000, "max_batch_bytes": 1001},
         {"target_batch_bytes": 0},
+        {"batch_size_samples": 1.5},
+        {"batch_size_samples": "4"},
+        {"prefetch_batches": 2.5},
+        {"max_queue_batches": None},
+        {"max_inflight_bytes": "100TiB"},
+        {"max_inflight_bytes": 1 << 70},
+        {"shuffle": True, "seed": "a"},
+        {"start_id": 0, "end_id": 2**70},
+        {"start_id": 0, "end_id": 0.5},
     ],
 )
 def test_bad_arguments_are_value_errors_that_name_the_argument(load, packed, arguments):
@@ -490,6 +500,104 @@ def test_a_loader_that_is_dropped_just_before_the_end_does_not_crash_it(packed, 
     )
     runs = [run_python(code, packed, str(tmp_path / "store")) for _ in range(8)]
     assert [(done.returncode, done.stderr) for done in runs] == [(0, "")] * 8
+
+
+def test_collecting_dropped_loaders_in_any_thread_blocks_nobody(packed, tmp_path):
+    code = (
+        "import sys, penstock\n"
+        "class Holder: pass\n"
+        "for number in range(150):\n"
+        "    loader = penstock.load(sys.argv[1], batch_size_samples=1, max_inflight_bytes=100000, prefetch_batches=2,\n"
+        "                           manifest_store_root=sys.argv[2])\n"
+        "    holder = Holder()\n"
+        "    holder.loader, holder.me = loader, holder  # only the collector finds it, whoever's thread it runs in\n"
+        "    for _ in zip(range(20), loader): pass\n"
+        "    del loader, holder\n"
+        "print('done')\n"
+    )
+    done = run_python(code, packed, str(tmp_path / "store"))
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # open() itself may be interrupted
+def test_ctrl_c_at_any_moment_of_next_loses_no_batch_and_repeats_none(load, packed):
+    """Signals come at random moments; one that finds next() at work interrupts it, and the loop goes on after it."""
+    random = np.random.default_rng(3)
+    interrupts = 0
+
+    def interrupt(_, frame):
+        nonlocal interrupts
+        # Python's own Condition isn't safe against signals in these few instructions; that is no matter of ours.
+        if frame.f_code.co_name in ("_acquire_restore", "_release_save", "__enter__", "__exit__", "_is_owned"):
+            return
+        while frame is not None:
+            if frame.f_code is penstock.DataLoader.__next__.__code__:
+                interrupts += 1
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for epoch in range(60):
+            loader = load(packed, batch_size_samples=1, prefetch_batches=1 + epoch % 3)
+            ids = []
+            while True:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-6, 3e-4))
+                try:
+                    batch = next(loader)
+                except KeyboardInterrupt:
+                    continue
+                except StopIteration:
+                    break
+                ids += batch.sample_ids
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert ids == list(range(60))
+            assert loader.stats()["delivered_samples_total"] == 60
+            if interrupts > 100:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupts > 0
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+@pytest.mark.parametrize("row", ["0\t{path}\t0\t10\n", "0\t{path}\n"])
+def test_a_named_pipe_in_a_manifest_is_an_error_and_no_hang(load, tmp_path, row, prefetch):
+    os.mkfifo(tmp_path / "pipe")
+    table = tmp_path / "dev.tsv"
+    table.write_text(row.format(path=tmp_path / "pipe"))
+    loader = load("anything", dev_manifest_path=str(table), prefetch_batches=prefetch)
+    with pytest.raises(PenstockError, match="pipe"):
+        next(loader)
+
+
+def test_thousands_of_tiny_batches_kept_stay_within_the_cap(load, tmp_path):
+    (tmp_path / "data").write_bytes(b"x" * 5000)
+    table = tmp_path / "dev.tsv"
+    table.write_text("".join(f"{i}\t{tmp_path}/data\t{i}\t1\n" for i in range(5000)))
+    loader = load("anything", dev_manifest_path=str(table), batch_size_samples=1, max_inflight_bytes="64KiB")
+    kept = []
+    with pytest.raises(BudgetHeld):
+        for batch in loader:
+            kept.append(batch)
+    assert len(kept) == 1024
+    assert loader.stats()["arena_resident_bytes"] <= 64 << 10
+
+
+@pytest.mark.parametrize("index", [60, 61, -61, 10**9])
+def test_a_sample_that_is_not_there_is_an_index_error(load, packed, index):
+    batch = next(load(packed))
+    with pytest.raises(IndexError, match="batch of 60"):
+        batch.sample(index)
+    assert batch.sample(-1) == batch.sample(59)
+
+
+def test_a_batch_says_that_it_can_not_be_pickled(load, packed):
+    import pickle
+
+    with pytest.raises(TypeError, match=r"batch\.payload"):
+        pickle.dumps(next(load(packed)))
 
 
 def test_ctrl_c_while_waiting_for_a_batch_is_a_keyboard_interrupt(packed, tmp_path):

@@ -209,7 +209,19 @@ def test_e2_52_bad_decode_variables_list_the_choices(make, monkeypatch, name, va
     assert name in str(raised.value) and value in str(raised.value)
 
 
-@pytest.mark.parametrize("resize_hw", [(0, 8), (8,), (8, -1), (1.5, 8), (8, 8, 3)])
+def test_pixels_of_unknown_size_fit_a_cap_of_one_batch(make):
+    """The first attempt's memory must be gone before the second one is charged."""
+    source = {f"{CLASSES[i % 2]}/{i}.png": image_bytes(i, (100, 100), "PNG") for i in range(16)}
+    raw = sum(sorted((len(data) for data in source.values()), reverse=True)[:8])
+    loader = make(source, batch_size_samples=8, to_float=False, max_inflight_bytes=raw + 8 * 3 * 100 * 100 + 64)
+    seen = 0
+    for batch in loader:
+        seen += len(batch[1])
+        del batch
+    assert seen == 16
+
+
+@pytest.mark.parametrize("resize_hw", [(0, 8), (8,), (8, -1), (1.5, 8), (8, 8, 3), 224, (True, 2), (2**40, 2**40)])
 def test_a_bad_size_is_refused(make, resize_hw):
     with pytest.raises(ValueError, match="resize_hw"):
         make(pictures(2), resize_hw=resize_hw)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from penstock.budget import Region
+from penstock.budget import Charge, Region
 from penstock.errors import ClosedError, ConfigError, PenstockError
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
@@ -29,13 +29,14 @@ class Batch:
     and is not counted.
     """
 
-    __slots__ = ("__weakref__", "_labels", "_offsets", "_region", "_sample_ids")
+    __slots__ = ("__weakref__", "_labels", "_offsets", "_region", "_rounding", "_sample_ids")
 
-    def __init__(self, unit: Unit, region: Region) -> None:
+    def __init__(self, unit: Unit, region: Region, rounding: Charge) -> None:
         self._sample_ids = unit.sample_ids
         self._offsets = unit.dest_offsets()
         self._labels = unit.labels
         self._region: Region | None = region
+        self._rounding = rounding  # what a tiny batch takes beyond its bytes
 
     def __len__(self) -> int:
         return len(self._sample_ids)
@@ -136,6 +137,7 @@ class Batch:
     def release(self) -> None:
         """Let go of the bytes before the batch itself goes; views taken before stay valid and keep the charge."""
         self._region = None
+        self._rounding.release()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a batch can't be pickled or copied: its memory belongs to the loader; send batch.payload")

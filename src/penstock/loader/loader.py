@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
 from penstock.dataset.resolve import resolve
@@ -26,7 +24,7 @@ from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
 from penstock.observe.trace import Trace, trace_in
 from penstock.proof import prove
-from penstock.sizes import Size, parse_bytes
+from penstock.sizes import Size, parse_bytes, whole_number
 
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "DataLoader", "Loader", "load"]
 
@@ -36,6 +34,8 @@ _log = logging.getLogger("penstock")
 
 DEFAULT_INFLIGHT_BYTES = 128 << 20
 _DEFAULT_STALL_TIMEOUT_S = 300
+_MOST_INFLIGHT_BYTES = 1 << 42  # 4 TiB: the arena's address range is a multiple of it, and has to fit into 47 bits
+_LEAST_CHARGE_BYTES = 64  # what the smallest region takes in the arena: charged, so that many of them stay in the cap
 
 
 class Loader(Generic[T]):
@@ -64,11 +64,12 @@ class Loader(Generic[T]):
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
-        cap_bytes = _positive("max_inflight_bytes", parse_bytes(max_inflight_bytes, name="max_inflight_bytes"))
+        cap_bytes = parse_bytes(max_inflight_bytes, name="max_inflight_bytes")
+        cap_bytes = whole_number("max_inflight_bytes", cap_bytes, least=1, most=_MOST_INFLIGHT_BYTES)
         limits = _batch_limits(batch_size_samples, cap_bytes, target_batch_bytes, max_batch_bytes)
-        _positive("max_queue_batches", max_queue_batches)
-        if prefetch_batches < 0:
-            raise ConfigError(f"prefetch_batches is {prefetch_batches}; give 0 or more")
+        max_queue_batches = whole_number("max_queue_batches", max_queue_batches, least=1)
+        prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=0)
+        seed, epoch = whole_number("seed", seed), whole_number("epoch", epoch)
         _check_range_pair(start_id, end_id)
 
         resolved = resolve(
@@ -235,7 +236,7 @@ class DataLoader(Loader[Batch]):
     """
 
     def _work(self) -> Work[Batch]:
-        return _ReadBytes(self._fetcher)
+        return _ReadBytes(self._fetcher, self._budget.total_bytes)
 
 
 def load(
@@ -279,38 +280,36 @@ def load(
 class _ReadBytes:
     """The work of a DataLoader: the payload, as it lies in storage."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, cap_bytes: int) -> None:
         self._fetcher = fetcher
+        self._cap_bytes = cap_bytes
 
     def cost_bytes(self, unit: Unit) -> int:
-        return unit.payload_bytes
+        return min(self._cap_bytes, max(_LEAST_CHARGE_BYTES, unit.payload_bytes))
 
     def build(self, unit: Unit, charge: Charge) -> Batch:
+        rounding = charge.split(charge.size_bytes - unit.payload_bytes)
         region = charge.region()
         self._fetcher.fetch(unit, memoryview(region))
-        return Batch(unit, region)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; give at least 1")
-    return value
+        return Batch(unit, region, rounding)
 
 
 def _batch_limits(samples: int, cap_bytes: int, target: Size | None, most: Size | None) -> BatchLimits:
-    if samples < 0:
-        raise ConfigError(f"batch_size_samples is {samples}; give 1 or more")
-    samples = max(1, samples)
+    samples = max(1, whole_number("batch_size_samples", samples, least=0))
     if target is None and most is None:
         return BatchLimits(samples, None, cap_bytes)
-    most_bytes = cap_bytes if most is None else _positive("max_batch_bytes", parse_bytes(most, name="max_batch_bytes"))
+    most_bytes = (
+        cap_bytes
+        if most is None
+        else whole_number("max_batch_bytes", parse_bytes(most, name="max_batch_bytes"), least=1)
+    )
     if most_bytes > cap_bytes:
         raise ConfigError(
             f"max_batch_bytes {most_bytes} is more than max_inflight_bytes {cap_bytes}; lower it or raise the cap"
         )
     target_bytes = most_bytes
     if target is not None:
-        target_bytes = _positive("target_batch_bytes", parse_bytes(target, name="target_batch_bytes"))
+        target_bytes = whole_number("target_batch_bytes", parse_bytes(target, name="target_batch_bytes"), least=1)
     return BatchLimits(samples, target_bytes, most_bytes)
 
 
@@ -322,7 +321,7 @@ def _check_range_pair(start_id: int | None, end_id: int | None) -> None:
 def _range(start_id: int | None, end_id: int | None, count: int) -> tuple[int, int]:
     if start_id is None or end_id is None:
         return 0, count
-    start, end = int(np.int64(start_id)), int(np.int64(end_id))
+    start, end = whole_number("start_id", start_id), whole_number("end_id", end_id)
     if start > end:
         raise ConfigError(f"invalid range (start_id > end_id): {start} > {end}")
     for name, value in (("start_id", start), ("end_id", end)):

@@ -152,10 +152,9 @@ class Pipeline(Generic[T]):
         """
         started = time.monotonic()
         with self._changed:
-            if self.mine.undelivered is None:
-                self.mine.undelivered = self._head(started)
-            else:
-                self._check_usable()
+            self._check_usable()
+            again = self.mine.undelivered
+            self.mine.undelivered = again or self._head(started)
             unit, slot = self.mine.undelivered
             if self._slots and self._slots[0][1] is slot:
                 self._slots.popleft()
@@ -166,9 +165,10 @@ class Pipeline(Generic[T]):
             self.mine.undelivered = None
             raise error
         result, built_at = slot.result()
-        now = time.monotonic()
-        self._clock.record("queue_wait", unit.index, built_at, now)
-        self._clock.record("data_wait", unit.index, started, now)
+        if again is None:
+            now = time.monotonic()
+            self._clock.record("queue_wait", unit.index, built_at, now)
+            self._clock.record("data_wait", unit.index, started, now)
         return Delivery(result, len(unit.sample_ids), unit.payload_bytes)
 
     def _head(self, started: float) -> _Slot[T]:
