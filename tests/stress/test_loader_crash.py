@@ -46,9 +46,12 @@ def test_killed_loaders_leave_nothing_and_block_nobody(tmp_path):
         assert process.stdout is not None
         for _ in range(moments.randrange(60)):
             process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        assert shared_memory_files(process.pid) == []
-        process.send_signal(signal.SIGKILL)
+        try:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)  # from here on its files stand still
+            assert shared_memory_files(process.pid) == []
+        finally:
+            process.kill()
         assert process.wait(20) == -signal.SIGKILL
         process.stdout.close()
     with penstock.load(f"{tmp_path}/out@refresh", manifest_store_root=str(tmp_path / "store")) as loader:
