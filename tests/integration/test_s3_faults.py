@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from itertools import zip_longest
 
 import pytest
 
@@ -254,8 +255,9 @@ def test_a_limit_of_one_carries_a_reader_and_a_writer_of_one_thread(s3_root: str
     store = ObjectStore(parse_store_url(s3_root), requests=Requester(limit, RetryPolicy(timeout_s=5.0)))
     writer = store.open_writer("copy")
     streams = [store.stream("big", 0, len(data)) for _ in range(3)]
-    for pieces in zip(*streams, strict=True):
-        writer.write(pieces[0])
+    for pieces in zip_longest(*streams):  # where a piece ends is the network's affair
+        if pieces[0] is not None:
+            writer.write(pieces[0])
     writer.commit()
     assert store.size("copy") == len(data)
 
