@@ -6,9 +6,6 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define PENSTOCK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define PENSTOCK_CLONES
 #endif
 
 namespace penstock {

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import ConfigError
-from penstock.loader.order import Int64Array
+from penstock.loader.order import Int64Array, mix
 
 __all__ = ["Crop", "Float64Array", "ImageTransform", "Randomness", "UInt8Array"]
 
@@ -37,15 +37,9 @@ class Randomness:
     def uniform(self, sample_ids: Int64Array, draw: int) -> Float64Array:
         """One number for each sample; every ``draw`` is another, independent one."""
         with np.errstate(over="ignore"):
-            state = _mix(sample_ids.astype(np.uint64) * _GOLDEN + self._key)
-            state = _mix(state + np.uint64(draw) * _GOLDEN)
+            state = mix(sample_ids.astype(np.uint64) * _GOLDEN + self._key)
+            state = mix(state + np.uint64(draw) * _GOLDEN)
         return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64Array", "Order", "Sequential", "Shuffled"]
+__all__ = ["Int64Array", "Order", "Sequential", "Shuffled", "UInt64Array", "mix"]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
-_UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 
 _ROUNDS = 8  # four are enough for a pseudo-random permutation (Luby and Rackoff 1988); tiny domains want more
 
@@ -64,17 +64,17 @@ class Shuffled:
             outside = outside[ids[outside] >= self.count]
         return ids.astype(np.int64) + self._first
 
-    def _permute(self, values: _UInt64Array) -> _UInt64Array:
+    def _permute(self, values: UInt64Array) -> UInt64Array:
         left, right = values >> self._half_bits, values & self._half_mask
         for key in self._keys:
-            mixed = _mix(right ^ key)
+            mixed = mix(right ^ key)
             mixed &= self._half_mask
             mixed ^= left
             left, right = right, mixed
         return (left << self._half_bits) | right
 
 
-def _mix(values: _UInt64Array) -> _UInt64Array:
+def mix(values: UInt64Array) -> UInt64Array:
     """Scramble in place: three multiply-and-shift steps, the value itself is returned."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)

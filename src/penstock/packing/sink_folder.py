@@ -20,6 +20,7 @@ from penstock.packing.lock import FolderLock
 from penstock.packing.sink import LABELS_KEY, MANIFEST_KEY, is_shard_key, shard_key
 from penstock.packing.source import shown
 from penstock.packing.tar import TRAILER
+from penstock.store.files import flush_folder
 from penstock.store.oserrors import os_errors
 
 __all__ = ["FolderSink"]
@@ -104,19 +105,19 @@ class FolderSink:
         self._flush_all(labels)
         with _writing(self.root):
             self._remove(MANIFEST_KEY)
-            _sync_folder(self._metadata)
+            flush_folder(str(self._metadata))
             for key in self._staged:
                 self._settle(key)
             self._remove_surplus()
-            _sync_folder(self._shards)
+            flush_folder(str(self._shards))
             if labels is None:
                 self._remove(LABELS_KEY)
             else:
                 self._settle(LABELS_KEY)
             self._settle(MANIFEST_KEY)
-            _sync_folder(self._metadata)
+            flush_folder(str(self._metadata))
             for folder in self._made:
-                _sync_folder(folder.parent)
+                flush_folder(str(folder.parent))
         self._made.clear()
         self._close()
 
@@ -222,14 +223,6 @@ def _write_all(fd: int, data: memoryview) -> None:
 
 
 def _flush_and_close(fd: int) -> None:
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
