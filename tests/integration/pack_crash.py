@@ -6,33 +6,15 @@ n-th. Between two deaths the old dataset is packed again. Prints a line for each
 
 from __future__ import annotations
 
-import builtins
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from typing import Any
+
+from dying import die_at
 
 from penstock.packing import pack_dir
 
 STEPS = ("mkdir", "open", "write", "fsync", "replace", "rename", "unlink", "rmdir")
-
-
-def die_at(step: int) -> None:
-    left = [step]
-
-    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, counting(getattr(os, name)))
-    builtins.open = counting(builtins.open)
 
 
 def main(out: str, new: str, old: str) -> None:
@@ -41,7 +23,7 @@ def main(out: str, new: str, old: str) -> None:
         pack_dir(old, out=out)
         child = os.fork()
         if child == 0:
-            die_at(step)
+            die_at(step, STEPS)
             pack_dir(new, out=out, shard_mb=1, label_mode="none")
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -7,34 +7,16 @@ long the next resolution took, and the hash that it gave.
 
 from __future__ import annotations
 
-import builtins
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+
+from dying import die_at
 
 from penstock.dataset.resolve import resolve, resolve_manifest_hash
 
 STEPS = ("mkdir", "open", "write", "pwrite", "fsync", "link", "replace", "rename", "unlink", "ftruncate", "utime")
-
-
-def die_at(step: int) -> None:
-    left = [step]
-
-    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, counting(getattr(os, name)))
-    builtins.open = counting(builtins.open)
 
 
 def main(data: str, root: str, cache: str) -> None:
@@ -45,7 +27,7 @@ def main(data: str, root: str, cache: str) -> None:
             resolve_manifest_hash(data, manifest_store_root=root)
         child = os.fork()
         if child == 0:
-            die_at(step // 2)
+            die_at(step // 2, STEPS)
             resolve(f"{data}@refresh", manifest_store_root=root)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
