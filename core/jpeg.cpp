@@ -10,13 +10,14 @@
 #include <jerror.h>
 #include <jpeglib.h>
 
+#include "jpeg_scan.h"
 #include "pixels.h"
 #include "resample.h"
 
 namespace penstock {
 namespace {
 
-constexpr int kMostComponents = 3;
+constexpr int kMostComponents = Scan::kMostParts;
 
 // libjpeg-turbo can be built with the names of libjpeg 6 or of libjpeg 7 and later.
 #if JPEG_LIB_VERSION >= 70
@@ -119,12 +120,22 @@ bool read_jpeg_header(const uint8_t* data, size_t size, JpegHeader& header) {
   return false;
 }
 
+// The part of the stored picture that a window needs, in whole units, and the height of a unit.
+struct Extent {
+  int left, right;
+  int top;
+  int step;
+};
+
 struct JpegDecoder::State {
   jpeg_decompress_struct info{};
   Failure failure{};
   Resizer resizers[kMostComponents];
   std::vector<uint8_t> ycc;   // three planes at the target's size
   std::vector<uint8_t> line;  // one row of four-component samples
+  JpegScan scan;
+  int rows_a_step[kMostComponents];
+  int rows_left[kMostComponents];
 
   State() {
     info.err = jpeg_std_error(&failure.manager);
@@ -136,9 +147,15 @@ struct JpegDecoder::State {
 
   // Everything below runs between setjmp and longjmp: no local may need a destructor.
   bool run(const uint8_t* data, size_t size, const Window& window, int width, int height, bool flip, uint8_t* planes);
+  void open(const uint8_t* data, size_t size, const Window& window, int width, int height);
   void choose_scale(const Window& window, int width, int height);
   bool planar() const;
-  void read_planar(int width, int height, bool flip);
+  bool read_scan(const Window& window, int width, int height, bool flip);
+  Extent extent_of(const Window& window, int width, int height) const;
+  void begin_planes(const Window& window, int width, int height, bool flip, const Extent& extent);
+  void commit_planes();
+  bool planes_finished() const;
+  void read_planar(const Window& window, int width, int height, bool flip);
   void finish_planar(size_t area, uint8_t* planes);
   void read_rows(const Window& window, int width, int height, bool flip, uint8_t* planes);
 };
@@ -149,22 +166,30 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
     jpeg_abort_decompress(&info);
     return false;
   }
+  open(data, size, window, width, height);
+  if (!planar() || (window.width == width && window.height == height)) {
+    read_rows(window, width, height, flip, planes);
+  } else {
+    const auto area = static_cast<size_t>(width) * static_cast<size_t>(height);
+    if (ycc.size() < area * 3) ycc.resize(area * 3);
+    const bool ours = info.scale_num == info.scale_denom && scan.begin(info);
+    if (!ours || !read_scan(window, width, height, flip)) {
+      if (ours) open(data, size, window, width, height);  // once more, since the scan's data is used up
+      read_planar(window, width, height, flip);
+    }
+    finish_planar(area, planes);
+  }
+  jpeg_abort_decompress(&info);  // what is left of the file doesn't matter
+  return true;
+}
+
+void JpegDecoder::State::open(const uint8_t* data, size_t size, const Window& window, int width, int height) {
+  jpeg_abort_decompress(&info);
   jpeg_mem_src(&info, data, static_cast<unsigned long>(size));
   jpeg_read_header(&info, TRUE);
   info.dct_method = JDCT_ISLOW;
   choose_scale(window, width, height);
-  const bool whole = window.x <= 0 && window.y <= 0 && window.x + window.width >= info.image_width &&
-                     window.y + window.height >= info.image_height;
-  const bool same_size =
-      static_cast<JDIMENSION>(width) == info.image_width && static_cast<JDIMENSION>(height) == info.image_height;
-  if (whole && !same_size && planar()) {
-    read_planar(width, height, flip);
-    finish_planar(static_cast<size_t>(width) * static_cast<size_t>(height), planes);
-  } else {
-    read_rows(window, width, height, flip, planes);
-  }
-  jpeg_abort_decompress(&info);  // what is left of the file doesn't matter
-  return true;
+  jpeg_calc_output_dimensions(&info);
 }
 
 // The inverse DCT can halve, quarter or eighth a picture for less than nothing. (The other eighths that libjpeg offers
@@ -180,55 +205,99 @@ void JpegDecoder::State::choose_scale(const Window& window, int width, int heigh
 bool JpegDecoder::State::planar() const {
   if (info.jpeg_color_space == JCS_GRAYSCALE) return info.num_components == 1;
   if (info.jpeg_color_space != JCS_YCbCr || info.num_components != 3) return false;
-  const jpeg_component_info* parts = info.comp_info;
+  const jpeg_component_info* components = info.comp_info;
   for (int c = 1; c < 3; ++c) {
-    if (parts[c].h_samp_factor != 1 || parts[c].v_samp_factor != 1) return false;
+    if (components[c].h_samp_factor != 1 || components[c].v_samp_factor != 1) return false;
   }
-  return parts[0].h_samp_factor <= 2 && parts[0].v_samp_factor <= 2;
+  return components[0].h_samp_factor <= 2 && components[0].v_samp_factor <= 2;
 }
 
-void JpegDecoder::State::read_planar(int width, int height, bool flip) {
+bool JpegDecoder::State::read_scan(const Window& window, int width, int height, bool flip) {
+  const Extent extent = extent_of(window, width, height);
+  begin_planes(window, width, height, flip, extent);
+  for (int y = 0; y < extent.top; y += extent.step) {
+    if (!scan.read_row(0, 0, nullptr)) return false;
+  }
+  const int first = extent.left / scan.unit_width(), last = extent.right / scan.unit_width();
+  ScanRows rows[kMostComponents];
+  while (!planes_finished()) {
+    for (int c = 0; c < info.num_components; ++c) rows[c] = {resizers[c].rows(rows_a_step[c]), resizers[c].stride()};
+    if (!scan.read_row(first, last, rows)) return false;
+    commit_planes();
+  }
+  return true;
+}
+
+Extent JpegDecoder::State::extent_of(const Window& window, int width, int height) const {
+  const int unit_width = scan.unit_width(), unit_height = scan.unit_height();
+  // No filter reaches further than this from the window, in pixels; chroma samples stand for two.
+  const double reach_x = 2 * window.width / width + 4, reach_y = 2 * window.height / height + 4;
+  const auto left = static_cast<int>(std::max(0.0, window.x - reach_x));
+  const auto right = static_cast<int>(std::min<double>(info.image_width, window.x + window.width + reach_x));
+  const auto top = static_cast<int>(std::max(0.0, window.y - reach_y));
+  return {left / unit_width * unit_width, (right + unit_width - 1) / unit_width * unit_width,
+          top / unit_height * unit_height, unit_height};
+}
+
+// Planes cover the picture's area, whose right and bottom borders may cut their last samples in two.
+void JpegDecoder::State::begin_planes(const Window& window, int width, int height, bool flip, const Extent& extent) {
+  const auto area = static_cast<size_t>(width) * static_cast<size_t>(height);
+  for (int c = 0; c < info.num_components; ++c) {
+    const jpeg_component_info& part = info.comp_info[c];
+    const double scale_x = 1.0 * part.h_samp_factor * scaled_width(part) / (info.max_h_samp_factor * DCTSIZE);
+    const double scale_y = 1.0 * part.v_samp_factor * scaled_height(part) / (info.max_v_samp_factor * DCTSIZE);
+    const auto left = static_cast<int>(extent.left * scale_x), right = static_cast<int>(extent.right * scale_x);
+    const auto top = static_cast<int>(extent.top * scale_y);
+    const auto part_width = static_cast<int>(part.downsampled_width);
+    const auto part_height = static_cast<int>(part.downsampled_height);
+    Resizer& resizer = resizers[c];
+    if (c == 2) {  // both chroma planes are sampled alike
+      resizer.across = resizers[1].across;
+      resizer.down = resizers[1].down;
+    } else {
+      resizer.across.assign(std::min(part_width, right) - left, window.x * scale_x - left, window.width * scale_x,
+                            width, flip, spread(info.output_width, part.downsampled_width));
+      resizer.down.assign(part_height, window.y * scale_y, window.height * scale_y, height, false,
+                          spread(info.output_height, part.downsampled_height));
+    }
+    uint8_t* plane = ycc.data() + area * static_cast<size_t>(c);
+    resizer.begin(1, top, &plane, width, right - left);
+    rows_a_step[c] = static_cast<int>(extent.step * scale_y);
+    rows_left[c] = part_height - top;
+  }
+}
+
+void JpegDecoder::State::commit_planes() {
+  for (int c = 0; c < info.num_components; ++c) {
+    const int rows = std::min(rows_a_step[c], rows_left[c]);
+    resizers[c].commit(rows);
+    rows_left[c] -= rows;
+  }
+}
+
+bool JpegDecoder::State::planes_finished() const {
+  return std::all_of(resizers, resizers + info.num_components, [](const Resizer& part) { return part.finished(); });
+}
+
+void JpegDecoder::State::read_planar(const Window& window, int width, int height, bool flip) {
   info.raw_data_out = TRUE;
   info.do_fancy_upsampling = FALSE;
   info.out_color_space = info.jpeg_color_space;
   jpeg_start_decompress(&info);
-  const int count = info.num_components;
-  const auto area = static_cast<size_t>(width) * static_cast<size_t>(height);
-  if (ycc.size() < area * 3) ycc.resize(area * 3);
-  int rows_a_step[kMostComponents] = {};
-  int rows_left[kMostComponents] = {};
-  for (int c = 0; c < count; ++c) {
-    const jpeg_component_info& part = info.comp_info[c];
-    Resizer& resizer = resizers[c];
-    // The plane covers the picture's area, whose right and bottom borders may cut its last sample in two.
-    const double columns = static_cast<double>(info.image_width) * part.h_samp_factor / info.max_h_samp_factor *
-                           scaled_width(part) / DCTSIZE;
-    const double rows = static_cast<double>(info.image_height) * part.v_samp_factor / info.max_v_samp_factor *
-                        scaled_height(part) / DCTSIZE;
-    resizer.across.assign(static_cast<int>(part.downsampled_width), 0, columns, width, flip,
-                          spread(info.output_width, part.downsampled_width));
-    resizer.down.assign(static_cast<int>(part.downsampled_height), 0, rows, height, false,
-                        spread(info.output_height, part.downsampled_height));
-    uint8_t* plane = ycc.data() + area * static_cast<size_t>(c);
-    resizer.begin(1, 0, &plane, width, static_cast<int>(part.width_in_blocks) * scaled_width(part));
-    rows_a_step[c] = part.v_samp_factor * scaled_height(part);
-    rows_left[c] = static_cast<int>(part.downsampled_height);
-  }
+  const int unit_width = info.max_h_samp_factor * DCTSIZE, step_rows = info.max_v_samp_factor * DCTSIZE;
+  const int whole_width = (static_cast<int>(info.image_width) + unit_width - 1) / unit_width * unit_width;
+  begin_planes(window, width, height, flip, {0, whole_width, 0, step_rows});
   JSAMPROW row_pointers[kMostComponents][2 * DCTSIZE];
   JSAMPARRAY component_rows[kMostComponents];
-  while (info.output_scanline < info.output_height) {
-    for (int c = 0; c < count; ++c) {
+  const auto step = static_cast<JDIMENSION>(info.max_v_samp_factor * least_scaled_height(info));
+  while (info.output_scanline < info.output_height && !planes_finished()) {
+    for (int c = 0; c < info.num_components; ++c) {
       uint8_t* rows = resizers[c].rows(rows_a_step[c]);
       for (int i = 0; i < rows_a_step[c]; ++i) row_pointers[c][i] = rows + i * resizers[c].stride();
       component_rows[c] = row_pointers[c];
     }
-    jpeg_read_raw_data(&info, component_rows,
-                       static_cast<JDIMENSION>(info.max_v_samp_factor * least_scaled_height(info)));
-    for (int c = 0; c < count; ++c) {
-      const int rows = std::min(rows_a_step[c], rows_left[c]);
-      resizers[c].commit(rows);
-      rows_left[c] -= rows;
-    }
+    jpeg_read_raw_data(&info, component_rows, step);
+    commit_planes();
   }
 }
 

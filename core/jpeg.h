@@ -1,8 +1,9 @@
-// JPEG files to resized pixels, through libjpeg-turbo, without ever holding a whole picture.
+// JPEG files to resized pixels, without ever holding a whole picture.
 //
-// A full frame is taken as the planes that the file stores (no chroma upsampling, no colour conversion at full size);
-// a crop as RGB rows of just its part. Either way rows go straight into resizers, and colour is converted only at
-// the size that was asked for.
+// Pictures are taken as the planes that the file stores: no chroma upsampling, no colour conversion at full size. Rows
+// go straight into resizers, and colour is converted only at the size that was asked for. Baseline files are decoded by
+// our own Scan, only as much of them as the window shows. libjpeg-turbo reads all headers, decodes every other kind of
+// file, halves pictures that are to become much smaller, delivers what isn't resized at all, and judges what is damaged.
 //
 // Threads: a JpegDecoder serves one thread at a time and keeps its buffers from picture to picture.
 #pragma once

@@ -1,0 +1,146 @@
+#include "scan.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace penstock {
+namespace {
+
+// Where the coefficients stand in a block, in the order of the file (T.81, figure A.6). What lies behind the end goes
+// to the last place, which is empty then.
+constexpr auto kZigzag = [] {
+  std::array<uint8_t, kBlockSize + 16 + Symbol::kEndOfBlock> places{};
+  places.fill(kBlockSize - 1);
+  int index = 0;
+  for (int sum = 0; sum <= 14; ++sum) {
+    for (int i = std::max(0, sum - 7); i <= std::min(sum, 7); ++i) {
+      const int row = sum % 2 == 0 ? sum - i : i;
+      places[static_cast<size_t>(index++)] = static_cast<uint8_t>(row * 8 + sum - row);
+    }
+  }
+  return places;
+}();
+
+constexpr int kMostSymbolBits = 16 + 15;
+constexpr int kLooksPerFill = 4;
+static_assert(kMostSymbolBits < BitReader::kAtLeast && (kLooksPerFill + 1) * kLookupBits <= BitReader::kAtLeast);
+
+// One block's coefficients, into zeros. Where they aren't kept they are only stepped over. False: no valid block.
+template <bool kKeep>
+[[gnu::always_inline]] inline bool read_block(BitReader& reader, const ScanPart& part, int16_t& predictor,
+                                              int16_t* block, bool& flat) {
+  reader.fill();
+  const Symbol dc = part.dc->find(reader.bits());
+  if (!dc.exists()) return false;
+  predictor = static_cast<int16_t>(predictor + number_at(reader.bits() << dc.code_bits, dc.number_bits));
+  reader.drop(dc.all_bits());
+  if (kKeep) block[0] = predictor;
+  const auto put = [&](int next, int16_t value) {
+    if (kKeep) block[kZigzag[static_cast<size_t>(next - 1)]] = value;
+  };
+  int k = 1;  // the next coefficient
+  while (true) {
+    reader.fill();
+    for (int look = 0; look < kLooksPerFill; ++look) {
+      const HuffmanPairs::Entry pair = part.ac->find(reader.bits());
+      if (!pair.exists()) [[unlikely]]
+        break;
+      const int middle = k + pair.first_advance();
+      const int end = middle + pair.second_advance();
+      put(end, pair.second_number());
+      put(middle, pair.first_number());  // where there is no second, both have the same place, and the first stays
+      if (end >= kBlockSize) {
+        flat = k == 1 && middle > Symbol::kEndOfBlock;
+        // What follows a block's very last coefficient belongs to the next block.
+        const bool full = middle >= kBlockSize;
+        reader.drop(full ? pair.first_bits() : pair.all_bits());
+        const int last = full ? middle : end;
+        return last == kBlockSize || last > Symbol::kEndOfBlock;
+      }
+      reader.drop(pair.all_bits());
+      k = end;
+    }
+    if (part.ac->find(reader.bits()).exists()) continue;
+    // A longer code or number.
+    reader.fill();
+    const Symbol symbol = part.ac->table().find(reader.bits());
+    if (!symbol.exists()) return false;
+    k += symbol.advance;
+    put(k, number_at(reader.bits() << symbol.code_bits, symbol.number_bits));
+    reader.drop(symbol.all_bits());
+    if (k >= kBlockSize) break;
+  }
+  flat = false;
+  return k == kBlockSize || k > Symbol::kEndOfBlock;
+}
+
+}  // namespace
+
+void Scan::begin(const uint8_t* data, const uint8_t* end, const ScanPart* parts, int part_count, int units_a_row,
+                 int restart_interval) {
+  reader_ = BitReader(data, end);
+  std::copy_n(parts, part_count, parts_);
+  part_count_ = part_count;
+  units_a_row_ = units_a_row;
+  restart_interval_ = units_to_restart_ = restart_interval;
+  restart_number_ = 0;
+  std::fill_n(predictors_, kMostParts, int16_t{0});
+  std::fill_n(coefficients_, kMostPending * kBlockSize, int16_t{0});
+  pending_ = 0;
+}
+
+bool Scan::read_row(int first, int last, const ScanRows* rows) {
+  for (int unit = 0; unit < units_a_row_; ++unit) {
+    if (restart_interval_ > 0 && units_to_restart_-- == 0 && !restart()) return false;
+    if (!read_unit(unit >= first && unit < last, unit - first, rows)) return false;
+  }
+  flush();
+  return !reader_.overrun();
+}
+
+bool Scan::restart() {
+  if (reader_.overrun() || !reader_.restart(restart_number_)) return false;
+  restart_number_ = (restart_number_ + 1) % 8;
+  units_to_restart_ = restart_interval_ - 1;
+  std::fill_n(predictors_, kMostParts, int16_t{0});
+  return true;
+}
+
+__attribute__((target("bmi2"))) bool Scan::read_unit(bool keep, int column, const ScanRows* rows) {
+  for (int c = 0; c < part_count_; ++c) {
+    const ScanPart& part = parts_[c];
+    for (int y = 0; y < part.blocks_down; ++y) {
+      for (int x = 0; x < part.blocks_across; ++x) {
+        bool flat = false;
+        BitReader reader = reader_;  // in registers
+        const bool good =
+            keep ? read_block<true>(reader, part, predictors_[c], coefficients_ + pending_ * kBlockSize, flat)
+                 : read_block<false>(reader, part, predictors_[c], nullptr, flat);
+        if (!good) return false;
+        reader_ = reader;
+        if (!keep) continue;
+        uint8_t* at = rows[c].at + y * kBlockSide * rows[c].stride + (column * part.blocks_across + x) * kBlockSide;
+        targets_[pending_] = {at, rows[c].stride, part.quantization};
+        flat_[pending_] = flat;
+        if (++pending_ == kMostPending) flush();
+      }
+    }
+  }
+  return true;
+}
+
+void Scan::flush() {
+  uint8_t unused[kBlockSize];
+  if (pending_ % 2 != 0) {
+    targets_[pending_] = {unused, kBlockSide, targets_[0].quantization};
+    flat_[pending_++] = true;
+  }
+  for (int i = 0; i < pending_; i += 2) {
+    int16_t* pair = coefficients_ + i * kBlockSize;
+    flat_[i] && flat_[i + 1] ? inverse_dct_flat(pair, targets_ + i) : inverse_dct(pair, targets_ + i);
+  }
+  pending_ = 0;
+}
+
+}  // namespace penstock
