@@ -55,34 +55,36 @@ Symbol HuffmanTable::find_long(uint64_t bits) const {
   return {};
 }
 
-HuffmanPairs::Entry::Entry(Symbol first, int16_t first_number, Symbol second, int16_t second_number) {
-  const auto put = [&](int shift, unsigned value) { packed_ |= static_cast<uint64_t>(value) << shift; };
-  put(0, first.all_bits() + second.all_bits());
-  put(8, first.all_bits());
-  put(16, first.advance);
-  put(24, second.advance);
-  put(32, static_cast<uint16_t>(first_number));
-  put(48, static_cast<uint16_t>(second_number));
+HuffmanPairs::Entry::Entry(Symbol only) : Entry(only, 0, {}) {
+  packed_ |= uint64_t{only.number_bits} << 24 | uint64_t{only.code_bits} << 32;
+}
+
+HuffmanPairs::Entry::Entry(Symbol first, int16_t first_number, Symbol second) {
+  const bool both = second.exists();
+  packed_ = uint64_t{first.all_bits() + second.all_bits()} | uint64_t{first.advance} << 8 |
+            uint64_t{second.advance} << 16 | uint64_t{second.number_bits} << 24 |
+            uint64_t{both ? first.all_bits() + second.code_bits : 0} << 32 | uint64_t{first.all_bits()} << 40 |
+            uint64_t{static_cast<uint16_t>(first_number)} << 48;
 }
 
 void HuffmanPairs::assign(const HuffmanTable& table) {
   if (table_ == &table && version_ == table.version_) return;
   table_ = &table;
   version_ = table.version_;
-  const auto number_of = [](uint64_t bits, Symbol symbol) {
-    return number_at(bits << symbol.code_bits, symbol.number_bits);
-  };
   for (size_t index = 0; index < entries_.size(); ++index) {
     const uint64_t bits = uint64_t{index} << (64 - kLookupBits);
     const Symbol first = table.short_[index];
-    entries_[index] = {};
-    if (!first.exists() || first.all_bits() > kLookupBits) continue;
-    const uint64_t rest = bits << first.all_bits();
-    Symbol second = table.short_[rest >> (64 - kLookupBits)];
-    const bool fits = first.all_bits() + second.all_bits() <= kLookupBits;
-    if (!fits || first.advance >= Symbol::kEndOfBlock) second = {};
-    entries_[index] = {first, number_of(bits, first), second, number_of(rest, second)};
+    entries_[index] = first.exists() ? Entry(first) : Entry();
+    if (first.all_bits() >= kLookupBits || first.advance >= Symbol::kEndOfBlock) continue;
+    const Symbol second = table.short_[bits << first.all_bits() >> (64 - kLookupBits)];
+    if (!second.exists() || first.all_bits() + second.code_bits > kLookupBits) continue;
+    entries_[index] = {first, number_at(bits << first.code_bits, first.number_bits), second};
   }
+}
+
+HuffmanPairs::Entry HuffmanPairs::find_long(uint64_t bits) const {
+  const Symbol symbol = table_->find(bits);
+  return symbol.exists() ? Entry(symbol) : Entry();
 }
 
 BitReader BitReader::filled_slowly(BitReader reader) {

@@ -63,23 +63,26 @@ inline int16_t number_at(uint64_t bits, unsigned count) {
   return static_cast<int16_t>(value + (negative & (1 - (int64_t{1} << count))));
 }
 
-// The same code with the numbers already read, and two symbols at a time, where they lie within kLookupBits: each look
-// at a table has to wait for the one before, and this way there are a third fewer.
+// The same code, two symbols at a time where the first with its number and the second lie within kLookupBits: each look
+// at a table has to wait for the one before, and this way there are a third fewer. The last number of an entry is still
+// to be read: it may be long, and nothing waits for it.
 class HuffmanPairs {
  public:
   void assign(const HuffmanTable& table);
 
-  class Entry {  // packed; 0: the symbol or its number is longer, or there is none
+  class Entry {  // packed; 0: a longer code, or none
    public:
     Entry() = default;
-    Entry(Symbol first, int16_t first_number, Symbol second, int16_t second_number);
+    explicit Entry(Symbol only);
+    Entry(Symbol first, int16_t first_number, Symbol second);
     bool exists() const { return packed_ != 0; }
     unsigned all_bits() const { return at(0); }
-    unsigned first_bits() const { return at(8); }
-    int first_advance() const { return static_cast<int>(at(16)); }
-    int second_advance() const { return static_cast<int>(at(24)); }  // 0 where there is no second
-    int16_t first_number() const { return static_cast<int16_t>(packed_ >> 32); }
-    int16_t second_number() const { return static_cast<int16_t>(packed_ >> 48); }
+    int first_advance() const { return static_cast<int>(at(8)); }
+    int second_advance() const { return static_cast<int>(at(16)); }  // 0 where there is only one
+    unsigned last_number_bits() const { return at(24); }
+    unsigned bits_before_last_number() const { return at(32); }
+    unsigned first_bits() const { return at(40); }
+    int16_t first_number() const { return static_cast<int16_t>(packed_ >> 48); }  // 0 where there is only one
 
    private:
     unsigned at(int shift) const { return static_cast<unsigned>(packed_ >> shift & 0xFF); }
@@ -87,7 +90,7 @@ class HuffmanPairs {
   };
 
   Entry find(uint64_t bits) const { return entries_[bits >> (64 - kLookupBits)]; }
-  const HuffmanTable& table() const { return *table_; }
+  Entry find_long(uint64_t bits) const;
 
  private:
   std::array<Entry, 1 << kLookupBits> entries_{};

@@ -8,10 +8,10 @@ namespace penstock {
 namespace {
 
 // Where the coefficients stand in a block, in the order of the file (T.81, figure A.6). What lies behind the end goes
-// to the last place, which is empty then.
+// behind the block, where the next one's first coefficient will be written.
 constexpr auto kZigzag = [] {
   std::array<uint8_t, kBlockSize + 16 + Symbol::kEndOfBlock> places{};
-  places.fill(kBlockSize - 1);
+  places.fill(kBlockSize);
   int index = 0;
   for (int sum = 0; sum <= 14; ++sum) {
     for (int i = std::max(0, sum - 7); i <= std::min(sum, 7); ++i) {
@@ -22,9 +22,8 @@ constexpr auto kZigzag = [] {
   return places;
 }();
 
-constexpr int kMostSymbolBits = 16 + 15;
-constexpr int kLooksPerFill = 4;
-static_assert(kMostSymbolBits < BitReader::kAtLeast && (kLooksPerFill + 1) * kLookupBits <= BitReader::kAtLeast);
+constexpr int kMostBits = 16 + 15;  // of a symbol and its number, which is more than of a pair
+static_assert(kMostBits <= BitReader::kAtLeast && kLookupBits + 15 <= kMostBits);
 
 // One block's coefficients, into zeros. Where they aren't kept they are only stepped over. False: no valid block.
 template <bool kKeep>
@@ -41,38 +40,27 @@ template <bool kKeep>
   };
   int k = 1;  // the next coefficient
   while (true) {
-    reader.fill();
-    for (int look = 0; look < kLooksPerFill; ++look) {
-      const HuffmanPairs::Entry pair = part.ac->find(reader.bits());
-      if (!pair.exists()) [[unlikely]]
-        break;
-      const int middle = k + pair.first_advance();
-      const int end = middle + pair.second_advance();
-      put(end, pair.second_number());
-      put(middle, pair.first_number());  // where there is no second, both have the same place, and the first stays
-      if (end >= kBlockSize) {
-        flat = k == 1 && middle > Symbol::kEndOfBlock;
-        // What follows a block's very last coefficient belongs to the next block.
-        const bool full = middle >= kBlockSize;
-        reader.drop(full ? pair.first_bits() : pair.all_bits());
-        const int last = full ? middle : end;
-        return last == kBlockSize || last > Symbol::kEndOfBlock;
-      }
-      reader.drop(pair.all_bits());
-      k = end;
+    if (reader.count() < kMostBits) reader.fill();
+    HuffmanPairs::Entry entry = part.ac->find(reader.bits());
+    if (!entry.exists()) [[unlikely]] {
+      entry = part.ac->find_long(reader.bits());
+      if (!entry.exists()) return false;
     }
-    if (part.ac->find(reader.bits()).exists()) continue;
-    // A longer code or number.
-    reader.fill();
-    const Symbol symbol = part.ac->table().find(reader.bits());
-    if (!symbol.exists()) return false;
-    k += symbol.advance;
-    put(k, number_at(reader.bits() << symbol.code_bits, symbol.number_bits));
-    reader.drop(symbol.all_bits());
-    if (k >= kBlockSize) break;
+    const int middle = k + entry.first_advance();
+    const int end = middle + entry.second_advance();
+    put(middle, entry.first_number());
+    put(end, number_at(reader.bits() << entry.bits_before_last_number(), entry.last_number_bits()));
+    if (end >= kBlockSize) {
+      flat = k == 1 && middle > Symbol::kEndOfBlock;
+      // What follows a block's very last coefficient belongs to the next block.
+      const bool full = middle >= kBlockSize;
+      reader.drop(full ? entry.first_bits() : entry.all_bits());
+      const int last = full ? middle : end;
+      return last == kBlockSize || last > Symbol::kEndOfBlock;
+    }
+    reader.drop(entry.all_bits());
+    k = end;
   }
-  flat = false;
-  return k == kBlockSize || k > Symbol::kEndOfBlock;
 }
 
 }  // namespace

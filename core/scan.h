@@ -54,7 +54,8 @@ class Scan {
   int16_t predictors_[kMostParts] = {};
   // Blocks wait here for their transform: a processor can't read wide what it has only just written piece by piece.
   static constexpr int kMostPending = 8;
-  alignas(64) int16_t coefficients_[kMostPending * kBlockSize] = {};  // zeros, but for what is pending
+  // Zeros, but for what is pending, and one coefficient behind it.
+  alignas(64) int16_t coefficients_[(kMostPending + 1) * kBlockSize] = {};
   BlockTarget targets_[kMostPending] = {};
   bool flat_[kMostPending] = {};
   int pending_ = 0;
