@@ -15,10 +15,11 @@ from pathlib import Path
 from tests.cgroup import unreclaimable_bytes
 
 import penstock
+from penstock import vision
 from penstock.errors import BudgetHeld
 
 
-def consume(loader, how: str) -> tuple[int, int]:
+def consume_bytes(loader, how: str) -> tuple[int, int]:
     samples = payload = 0
     kept = []
     for number, batch in enumerate(loader):
@@ -33,18 +34,32 @@ def consume(loader, how: str) -> tuple[int, int]:
     return samples, payload
 
 
+def consume_images(loader, how: str) -> tuple[int, int]:
+    samples = payload = 0
+    for images, _ in loader:
+        samples += len(images)
+        payload += images.numel() * images.element_size()
+        if how == "slow":
+            time.sleep(0.02)
+    return samples, payload
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
     how, cap, overhead = options["how"], options["cap_bytes"], options["overhead_bytes"]
     arguments = options["arguments"]
-    with penstock.load(options["warm_link"], max_inflight_bytes=cap, **arguments) as loader:
+    if options.get("images"):
+        open_loader, consume = vision.ImageFolderLoader, consume_images
+    else:
+        open_loader, consume = penstock.load, consume_bytes
+    with open_loader(options["warm_link"], max_inflight_bytes=cap, **arguments) as loader:
         consume(loader, "fast")
     gc.collect()
     baseline = unreclaimable_bytes(Path(options["stat_file"]))
     Path(options["limit_file"]).write_text(str(baseline + cap + overhead))
 
     outcome: dict[str, object] = {"baseline": baseline}
-    loader = penstock.load(options["link"], max_inflight_bytes=cap, **arguments)
+    loader = open_loader(options["link"], max_inflight_bytes=cap, **arguments)
     try:
         outcome["samples"], outcome["payload"] = consume(loader, how)
     except BudgetHeld as error:

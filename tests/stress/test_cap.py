@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -41,14 +42,17 @@ def datasets(tmp_path_factory):
     return root, count, total
 
 
-def run_in_cgroup(root: Path, how: str, **arguments) -> subprocess.CompletedProcess[str]:
+def run_in_cgroup(
+    root: Path, how: str, *, cap: int = CAP, overhead: int = OVERHEAD, images: bool = False, **arguments
+) -> subprocess.CompletedProcess[str]:
     with memory_cgroup() as group:
         if group is None:
             pytest.skip("no memory cgroup can be made here (needs root, or a delegated memory controller)")
         options = {
             "how": how,
-            "cap_bytes": CAP,
-            "overhead_bytes": OVERHEAD,
+            "images": images,
+            "cap_bytes": cap,
+            "overhead_bytes": overhead,
             "link": f"{root}/all",
             "warm_link": f"{root}/warm",
             "stat_file": str(group.stat_file),
@@ -91,3 +95,48 @@ def test_keeping_every_batch_is_an_error_and_not_a_kill(datasets):
     outcome = json.loads(done.stdout)
     assert "Let go of them before next()" in outcome["held"]
     assert outcome["high_water"] <= CAP
+
+
+IMAGE_CAP = 32 << 20
+IMAGE_COUNT = 640
+SIDE = 224
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Pictures that take ten times the cap when they are decoded."""
+    pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("cap_images")
+    random = np.random.default_rng(11)
+    files = []
+    for i in range(16):
+        noise = random.normal(128, 40, (320 + 8 * i, 440 - 8 * i, 3)).clip(0, 255).astype(np.uint8)
+        out = io.BytesIO()
+        image.fromarray(noise).save(out, "JPEG", quality=60, progressive=i % 8 == 0)
+        files.append(out.getvalue())
+    for name, count in (("warm", 64), ("all", IMAGE_COUNT)):
+        folder = root / "in" / name / "class"
+        folder.mkdir(parents=True)
+        for i in range(count):
+            (folder / f"{i:04d}.jpg").write_bytes(files[i % len(files)])
+        penstock.pack_dir(folder.parent, out=str(root / name), shard_mb=8, label_mode="imagefolder")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        ("fast", {"batch_size_samples": 16, "prefetch_batches": 2, "dtype": "float32"}),
+        ("slow", {"batch_size_samples": 16, "prefetch_batches": 4, "dtype": "float32"}),
+    ],
+)
+def test_decoded_bytes_count_as_well(photographs, how, arguments):
+    done = run_in_cgroup(
+        photographs, how, cap=IMAGE_CAP, images=True, resize_hw=(SIDE, SIDE), shuffle=True, **arguments
+    )
+    assert done.returncode == 0, f"exit {done.returncode} (-9 is the OOM killer)\n{done.stderr}"
+    outcome = json.loads(done.stdout)
+    assert outcome["samples"] == IMAGE_COUNT
+    assert outcome["payload"] == IMAGE_COUNT * 3 * SIDE * SIDE * 4 > 10 * IMAGE_CAP
+    assert IMAGE_CAP // 3 <= outcome["high_water"] <= IMAGE_CAP
