@@ -2,8 +2,8 @@
 
     python -m tests.golden.make
 
-Only for a change that is meant to change pixels: look at what changed before you commit it. The JPEG files are written only
-where they are missing, since another encoder would make others.
+Only for a change that is meant to change pixels: look at what changed before you commit it. The JPEG files are
+written only where they are missing, since another encoder would make others.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def pixels_of(file: bytes, *, crop: bool) -> np.ndarray:
     """uint8 ``[3, 24, 32]``: the whole picture, or a mirrored part of it."""
     decoder = NativeDecoder(1, most_pixels=1 << 20)
     batch = Encoded(memoryview(file), *(np.array([value], dtype=np.int64) for value in (0, len(file), 0)))
-    windows = np.array([CROP]) if crop else ImageTransform().windows(
-        decoder.sizes(batch), batch.sample_ids, Randomness("", 0, 0)
+    windows = (
+        np.array([CROP])
+        if crop
+        else ImageTransform().windows(decoder.sizes(batch), batch.sample_ids, Randomness("", 0, 0))
     )
     form = PixelFormat(type="uint8")
     out = np.zeros(form.shape(1, SIDE_HW), dtype=np.uint8)
