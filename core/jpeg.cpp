@@ -184,7 +184,9 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
 }
 
 void JpegDecoder::State::open(const uint8_t* data, size_t size, const Window& window, int width, int height) {
-  jpeg_abort_decompress(&info);
+  // Anew: a decoder that is used again keeps its tables, and lends them to a file that comes without.
+  jpeg_destroy_decompress(&info);
+  jpeg_create_decompress(&info);
   jpeg_mem_src(&info, data, static_cast<unsigned long>(size));
   jpeg_read_header(&info, TRUE);
   info.dct_method = JDCT_ISLOW;
@@ -203,13 +205,13 @@ void JpegDecoder::State::choose_scale(const Window& window, int width, int heigh
 }
 
 bool JpegDecoder::State::planar() const {
-  if (info.jpeg_color_space == JCS_GRAYSCALE) return info.num_components == 1;
-  if (info.jpeg_color_space != JCS_YCbCr || info.num_components != 3) return false;
+  const bool grey = info.jpeg_color_space == JCS_GRAYSCALE && info.num_components == 1;
+  const bool colour = info.jpeg_color_space == JCS_YCbCr && info.num_components == 3;
   const jpeg_component_info* components = info.comp_info;
-  for (int c = 1; c < 3; ++c) {
+  for (int c = 1; c < info.num_components; ++c) {
     if (components[c].h_samp_factor != 1 || components[c].v_samp_factor != 1) return false;
   }
-  return components[0].h_samp_factor <= 2 && components[0].v_samp_factor <= 2;
+  return (grey || colour) && components[0].h_samp_factor <= 2 && components[0].v_samp_factor <= 2;
 }
 
 bool JpegDecoder::State::read_scan(const Window& window, int width, int height, bool flip) {

@@ -19,7 +19,12 @@ using namespace penstock;
 
 namespace {
 
-std::vector<uint8_t> encode(int width, int height, bool progressive, int components) {
+struct Oddity {
+  bool no_tables = false;
+  int sampling = 0;  // of the first component; 0: as usual
+};
+
+std::vector<uint8_t> encode(int width, int height, bool progressive, int components, Oddity oddity = {}) {
   jpeg_compress_struct info;
   jpeg_error_mgr errors;
   info.err = jpeg_std_error(&errors);
@@ -33,7 +38,9 @@ std::vector<uint8_t> encode(int width, int height, bool progressive, int compone
   info.in_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
   jpeg_set_defaults(&info);
   if (progressive) jpeg_simple_progression(&info);
-  jpeg_start_compress(&info, TRUE);
+  if (oddity.sampling > 0) info.comp_info[0].h_samp_factor = info.comp_info[0].v_samp_factor = oddity.sampling;
+  if (oddity.no_tables) jpeg_suppress_tables(&info, TRUE);
+  jpeg_start_compress(&info, oddity.no_tables ? FALSE : TRUE);
   std::vector<uint8_t> row(static_cast<size_t>(width * components));
   for (int y = 0; y < height; ++y) {
     for (size_t i = 0; i < row.size(); ++i)
@@ -129,6 +136,33 @@ void what_is_no_jpeg_and_what_is_too_large_is_told_apart() {
   CHECK(!result.messages[3].empty());
 }
 
+// libjpeg keeps the tables of one file for the next, which would show one picture's pixels through another's tables.
+void a_file_without_tables_borrows_none() {
+  const auto without = encode(40, 40, false, 3, {.no_tables = true});
+  DecodePool pool(1);
+  const Result alone = decode(pool, {without}, 8, 8, {0, 0, 40, 40});
+  const Result after = decode(pool, {encode(40, 40, false, 3), without}, 8, 8, {0, 0, 40, 40});
+  CHECK(alone.statuses[0] == 2);
+  CHECK(after.statuses[0] == 0 && after.statuses[1] == 2);
+}
+
+// A lone component's sampling factors mean nothing, but size what libjpeg delivers at once.
+void grey_decodes_alike_whatever_its_sampling() {
+  DecodePool pool(1);
+  const Window window{0, 0, 60, 60};
+  const Result usual = decode(pool, {encode(60, 60, false, 1)}, 20, 20, window);
+  for (int sampling = 2; sampling <= 4; ++sampling) {
+    for (bool progressive : {false, true}) {
+      const Result odd = decode(pool, {encode(60, 60, progressive, 1, {.sampling = sampling})}, 20, 20, window);
+      CHECK(odd.statuses[0] == 0);
+      int most = 0;
+      for (size_t i = 0; i < odd.pixels.size(); ++i)
+        most = std::max(most, std::abs(static_cast<int>(odd.pixels[i]) - static_cast<int>(usual.pixels[i])));
+      CHECK(most <= 2);  // resized before or after the conversion to RGB
+    }
+  }
+}
+
 // Random damage: whatever happens, it is reported and nothing outside of the buffers is touched. PENSTOCK_FUZZ_ROUNDS
 // makes it longer; under a sanitizer, of course.
 void damaged_files_are_harmless() {
@@ -156,6 +190,8 @@ int main() {
       {"all kinds decode alike on any number of threads", all_kinds_decode_alike_on_any_number_of_threads},
       {"many callers share a pool", many_callers_share_a_pool},
       {"what is no JPEG and what is too large is told apart", what_is_no_jpeg_and_what_is_too_large_is_told_apart},
+      {"a file without tables borrows none", a_file_without_tables_borrows_none},
+      {"grey decodes alike whatever its sampling", grey_decodes_alike_whatever_its_sampling},
       {"damaged files are harmless", damaged_files_are_harmless},
   });
 }
