@@ -79,10 +79,9 @@ void Scan::begin(const uint8_t* data, const uint8_t* end, const ScanPart* parts,
 }
 
 bool Scan::read_row(int first, int last, const ScanRows* rows) {
-  for (int unit = 0; unit < units_a_row_; ++unit) {
-    if (restart_interval_ > 0 && units_to_restart_-- == 0 && !restart()) return false;
-    if (!read_unit(unit >= first && unit < last, unit - first, rows)) return false;
-  }
+  if (!read_units<false>(first, nullptr)) return false;
+  if (!read_units<true>(last - first, rows)) return false;
+  if (!read_units<false>(units_a_row_ - last, nullptr)) return false;
   flush();
   return !reader_.overrun();
 }
@@ -90,30 +89,31 @@ bool Scan::read_row(int first, int last, const ScanRows* rows) {
 bool Scan::restart() {
   if (reader_.overrun() || !reader_.restart(restart_number_)) return false;
   restart_number_ = (restart_number_ + 1) % 8;
-  units_to_restart_ = restart_interval_ - 1;
+  units_to_restart_ = restart_interval_;
   std::fill_n(predictors_, kMostParts, int16_t{0});
   return true;
 }
 
-__attribute__((target("bmi2"))) bool Scan::read_unit(bool keep, int column, const ScanRows* rows) {
-  for (int c = 0; c < part_count_; ++c) {
-    const ScanPart& part = parts_[c];
-    for (int y = 0; y < part.blocks_down; ++y) {
-      for (int x = 0; x < part.blocks_across; ++x) {
+template <bool kKeep>
+bool Scan::read_units(int count, const ScanRows* rows) {
+  for (int unit = 0; unit < count; ++unit) {
+    if (restart_interval_ > 0 && units_to_restart_ == 0 && !restart()) return false;
+    --units_to_restart_;
+    BitReader reader = reader_;  // in registers
+    for (int c = 0; c < part_count_; ++c) {
+      const ScanPart part = parts_[c];
+      for (int i = 0; i < part.blocks_across * part.blocks_down; ++i) {
         bool flat = false;
-        BitReader reader = reader_;  // in registers
-        const bool good =
-            keep ? read_block<true>(reader, part, predictors_[c], coefficients_ + pending_ * kBlockSize, flat)
-                 : read_block<false>(reader, part, predictors_[c], nullptr, flat);
-        if (!good) return false;
-        reader_ = reader;
-        if (!keep) continue;
-        uint8_t* at = rows[c].at + y * kBlockSide * rows[c].stride + (column * part.blocks_across + x) * kBlockSide;
+        if (!read_block<kKeep>(reader, part, predictors_[c], coefficients_ + pending_ * kBlockSize, flat)) return false;
+        if (!kKeep) continue;
+        const int x = unit * part.blocks_across + i % part.blocks_across, y = i / part.blocks_across;
+        uint8_t* at = rows[c].at + (y * rows[c].stride + x) * kBlockSide;
         targets_[pending_] = {at, rows[c].stride, part.quantization};
         flat_[pending_] = flat;
         if (++pending_ == kMostPending) flush();
       }
     }
+    reader_ = reader;
   }
   return true;
 }

@@ -40,7 +40,8 @@ class Scan {
   bool read_row(int first, int last, const ScanRows* rows);
 
  private:
-  bool read_unit(bool keep, int column, const ScanRows* rows);
+  template <bool kKeep>
+  bool read_units(int count, const ScanRows* rows);
   bool restart();
   void flush();
 
