@@ -113,10 +113,11 @@ class BitReader {
       std::memcpy(&word, at_, 8);
       word = __builtin_bswap64(word);
       constexpr uint64_t kOnes = 0x0101010101010101;
-      const bool has_ff = ((~word - kOnes) & word & (kOnes << 7)) != 0;
-      if (!has_ff) [[likely]] {
+      const uint64_t ff = (~word - kOnes) & word & (kOnes << 7);  // the first that is set stands at or before an 0xFF
+      const int wanted = (63 - count_) >> 3;
+      if (ff == 0 || __builtin_clzll(ff) >> 3 >= wanted) [[likely]] {
         bits_ |= word >> count_;
-        at_ += (63 - count_) >> 3;
+        at_ += wanted;
         count_ |= 56;
         return;
       }
