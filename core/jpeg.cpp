@@ -147,7 +147,7 @@ struct JpegDecoder::State {
 
   // Everything below runs between setjmp and longjmp: no local may need a destructor.
   bool run(const uint8_t* data, size_t size, const Window& window, int width, int height, bool flip, uint8_t* planes);
-  void open(const uint8_t* data, size_t size, const Window& window, int width, int height);
+  void open(const uint8_t* data, size_t size);
   void choose_scale(const Window& window, int width, int height);
   bool planar() const;
   bool read_scan(const Window& window, int width, int height, bool flip);
@@ -166,15 +166,16 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
     jpeg_abort_decompress(&info);
     return false;
   }
-  open(data, size, window, width, height);
+  open(data, size);
   if (!planar() || (window.width == width && window.height == height)) {
+    choose_scale(window, width, height);
     read_rows(window, width, height, flip, planes);
   } else {
     const auto area = static_cast<size_t>(width) * static_cast<size_t>(height);
     if (ycc.size() < area * 3) ycc.resize(area * 3);
-    const bool ours = info.scale_num == info.scale_denom && scan.begin(info);
-    if (!ours || !read_scan(window, width, height, flip)) {
-      if (ours) open(data, size, window, width, height);  // once more, since the scan's data is used up
+    if (!scan.begin(info) || !read_scan(window, width, height, flip)) {
+      open(data, size);  // once more, since the scan may have used up some
+      choose_scale(window, width, height);
       read_planar(window, width, height, flip);
     }
     finish_planar(area, planes);
@@ -183,20 +184,19 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
   return true;
 }
 
-void JpegDecoder::State::open(const uint8_t* data, size_t size, const Window& window, int width, int height) {
+void JpegDecoder::State::open(const uint8_t* data, size_t size) {
   // Anew: a decoder that is used again keeps its tables, and lends them to a file that comes without.
   jpeg_destroy_decompress(&info);
   jpeg_create_decompress(&info);
   jpeg_mem_src(&info, data, static_cast<unsigned long>(size));
   jpeg_read_header(&info, TRUE);
   info.dct_method = JDCT_ISLOW;
-  choose_scale(window, width, height);
   jpeg_calc_output_dimensions(&info);
 }
 
-// The inverse DCT can halve, quarter or eighth a picture for less than nothing. (The other eighths that libjpeg offers
-// have no SIMD code and cost more than decoding everything.) It is left a reduction by two or more to smooth, since a
-// block's own average is a coarser filter than the triangle: closer to the target, the pixels would suffer.
+// libjpeg's inverse DCT can halve, quarter or eighth a picture for less than nothing. (The other eighths that libjpeg
+// offers have no SIMD code and cost more than decoding everything.) It is left a reduction by two or more to smooth,
+// since a block's own average is a coarser filter than the triangle: closer to the target, the pixels would suffer.
 void JpegDecoder::State::choose_scale(const Window& window, int width, int height) {
   double reduction = std::min(window.width / width, window.height / height);
   info.scale_denom = 8;

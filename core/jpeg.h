@@ -3,8 +3,7 @@
 // Pictures are taken as the planes that the file stores: no chroma upsampling, no colour conversion at full size. Rows
 // go straight into resizers, and colour is converted only at the size that was asked for. Baseline files are decoded by
 // our own Scan, only as much of them as the window shows. libjpeg-turbo reads all headers, decodes every other kind of
-// file, halves pictures that are to become much smaller, delivers what isn't resized at all, and judges what is
-// damaged.
+// file, delivers what isn't resized at all, and judges what is damaged.
 //
 // Threads: a JpegDecoder serves one thread at a time and keeps its buffers from picture to picture.
 #pragma once
