@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -111,7 +112,7 @@ class BitReader {
     if (end_ - at_ >= 8) [[likely]] {
       uint64_t word;
       std::memcpy(&word, at_, 8);
-      word = __builtin_bswap64(word);
+      if (std::endian::native == std::endian::little) word = __builtin_bswap64(word);
       constexpr uint64_t kOnes = 0x0101010101010101;
       const uint64_t ff = (~word - kOnes) & word & (kOnes << 7);  // the first that is set stands at or before an 0xFF
       const int wanted = (63 - count_) >> 3;
