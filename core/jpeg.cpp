@@ -54,6 +54,17 @@ void judge_message(j_common_ptr info, int level) {
   }
 }
 
+// Progressive files have about ten scans. Each goes over the whole picture, and costs a malicious file next to no
+// bytes.
+constexpr int kMostScans = 100;
+
+void limit_scans(j_common_ptr info) {
+  if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number <= kMostScans) return;
+  auto* failure = reinterpret_cast<Failure*>(info->err);
+  std::snprintf(failure->message, sizeof failure->message, "more than %d scans", kMostScans);
+  longjmp(failure->escape, 1);
+}
+
 // How many pixels share a sample along one axis.
 int spread(JDIMENSION pixels, JDIMENSION samples) { return pixels > samples ? 2 : 1; }
 
@@ -130,6 +141,7 @@ struct Extent {
 struct JpegDecoder::State {
   jpeg_decompress_struct info{};
   Failure failure{};
+  jpeg_progress_mgr progress{};
   Resizer resizers[kMostComponents];
   std::vector<uint8_t> ycc;   // three planes at the target's size
   std::vector<uint8_t> line;  // one row of four-component samples
@@ -141,6 +153,7 @@ struct JpegDecoder::State {
     info.err = jpeg_std_error(&failure.manager);
     failure.manager.error_exit = fail;
     failure.manager.emit_message = judge_message;
+    progress.progress_monitor = limit_scans;
     jpeg_create_decompress(&info);
   }
   ~State() { jpeg_destroy_decompress(&info); }
@@ -188,6 +201,7 @@ void JpegDecoder::State::open(const uint8_t* data, size_t size) {
   // Anew: a decoder that is used again keeps its tables, and lends them to a file that comes without.
   jpeg_destroy_decompress(&info);
   jpeg_create_decompress(&info);
+  info.progress = &progress;
   jpeg_mem_src(&info, data, static_cast<unsigned long>(size));
   jpeg_read_header(&info, TRUE);
   info.dct_method = JDCT_ISLOW;

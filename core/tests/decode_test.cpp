@@ -136,6 +136,25 @@ void what_is_no_jpeg_and_what_is_too_large_is_told_apart() {
   CHECK(!result.messages[3].empty());
 }
 
+// Each further scan of a progressive file costs it a few bytes, and us a walk over the whole picture.
+void endless_scans_are_refused() {
+  auto file = encode(64, 64, true, 3);
+  const auto marker_from = [&](size_t at) {  // the next one that isn't part of a scan's data
+    while (file[at] != 0xFF || file[at + 1] == 0 || (file[at + 1] >= 0xD0 && file[at + 1] <= 0xD7)) ++at;
+    return at;
+  };
+  size_t begin = 0;
+  while (file[begin] != 0xFF || file[begin + 1] != 0xDA) ++begin;
+  const size_t end = marker_from(begin + 2);
+  const std::vector<uint8_t> scan(file.begin() + static_cast<ptrdiff_t>(begin),
+                                  file.begin() + static_cast<ptrdiff_t>(end));
+  for (int i = 0; i < 200; ++i) file.insert(file.begin() + static_cast<ptrdiff_t>(end), scan.begin(), scan.end());
+  DecodePool pool(1);
+  const Result result = decode(pool, {file}, 8, 8, {0, 0, 64, 64});
+  CHECK(result.statuses[0] == 2);
+  CHECK(result.messages[0] == "more than 100 scans");
+}
+
 // libjpeg keeps the tables of one file for the next, which would show one picture's pixels through another's tables.
 void a_file_without_tables_borrows_none() {
   const auto without = encode(40, 40, false, 3, {.no_tables = true});
@@ -190,6 +209,7 @@ int main() {
       {"all kinds decode alike on any number of threads", all_kinds_decode_alike_on_any_number_of_threads},
       {"many callers share a pool", many_callers_share_a_pool},
       {"what is no JPEG and what is too large is told apart", what_is_no_jpeg_and_what_is_too_large_is_told_apart},
+      {"endless scans are refused", endless_scans_are_refused},
       {"a file without tables borrows none", a_file_without_tables_borrows_none},
       {"grey decodes alike whatever its sampling", grey_decodes_alike_whatever_its_sampling},
       {"damaged files are harmless", damaged_files_are_harmless},
