@@ -31,7 +31,7 @@ from penstock.loader.decode import (
 from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import DEFAULT_INFLIGHT_BYTES, Loader
 from penstock.loader.order import Int64Array
-from penstock.loader.pipeline import CostChanged, Work
+from penstock.loader.work import CostChanged, Work
 from penstock.loader.plan import Unit
 from penstock.observe.stages import StageClock
 from penstock.proof import prove

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from penstock.budget import Budget
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
-from penstock.loader.pipeline import CostChanged, Pipeline
+from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import Unit
+from penstock.loader.work import CostChanged
 
 
 def unit(index: int, size: int) -> Unit:
@@ -64,7 +65,7 @@ def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0):
         iter(units),
         work,
         budget,
-        concurrency=concurrency,
+        builders=concurrency,
         depth=depth,
         cancel=lambda: None,
         release=lambda: None,

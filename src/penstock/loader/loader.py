@@ -16,9 +16,10 @@ from penstock.errors import ConfigError
 from penstock.loader.batch import Batch
 from penstock.loader.fetch import Fetcher
 from penstock.loader.order import Order, Sequential, Shuffled
-from penstock.loader.pipeline import Pipeline, Work
+from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import BatchLimits, Unit, plan_units
 from penstock.loader.statistics import LoaderStatistics
+from penstock.loader.work import Work
 from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
@@ -103,7 +104,8 @@ class Loader(Generic[T]):
             plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
             self._work(),
             self._budget,
-            concurrency=self._concurrency(max(1, prefetch_batches)),
+            builders=self._concurrency(max(1, prefetch_batches)),
+            first_alone='://' not in resolved.base,
             depth=max_queue_batches,
             cancel=self._fetcher.cancel,
             release=self._resources.close,

@@ -1,9 +1,9 @@
 """The pipeline: units of work, admitted in order under a budget, built side by side, handed out in order.
 
-Threads: one producer plans, charges and starts each unit; ``concurrency`` threads build (with one, the producer
-builds itself); any consumer thread calls ``next()``. They meet at one condition and at the budget. The producer
-charges a unit before anything of it exists, and in delivery order, so a later batch can never hold memory that an
-earlier one waits for.
+Threads: one producer plans, charges and starts each unit; a crew of builders builds them (where there is never more
+than one, the producer builds itself); any consumer thread calls ``next()``. They meet at one condition and at the
+budget. The producer charges a unit before anything of it exists, and in delivery order, so a later batch can never
+hold memory that an earlier one waits for.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from penstock.budget import Budget, Charge
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
+from penstock.loader.crew import Crew
 from penstock.loader.plan import Unit
+from penstock.loader.work import CostChanged, Delivery, PipelineStatistics, Work
 from penstock.observe.stages import StageClock
 from penstock.sizes import format_bytes
 
-__all__ = ["CostChanged", "Pipeline", "PipelineStatistics", "Work"]
+__all__ = ["Pipeline"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 _Built: TypeAlias = tuple[T, float]  # a result, and when it was ready
 _Slot: TypeAlias = tuple[Unit, Future[tuple[T, float]]]
 
@@ -37,43 +38,8 @@ _SLICE_S = 1.0  # how long one wait lasts before it looks again whether it is st
 _HELD_POLL_S = 0.005  # how often a hungry consumer asks the budget whether only it can free memory
 _HELD_GRACE_S = 5.0  # how long other threads of the user's get to let go of batches before that is an error
 _JOIN_S = 10.0
+_RECENT = 64  # units whose sizes are remembered
 _THREAD_PREFIX = "penstock-"
-
-
-class CostChanged(Exception):
-    """A build found that its unit needs ``cost_bytes``; it is charged anew and built again."""
-
-    def __init__(self, cost_bytes: int) -> None:
-        super().__init__(cost_bytes)
-        self.cost_bytes = cost_bytes
-
-
-class Work(Protocol[T_co]):
-    """What is done with a unit."""
-
-    def cost_bytes(self, unit: Unit) -> int:
-        """All bytes that building and holding the result takes: raw and decoded, charged at once."""
-
-    def build(self, unit: Unit, charge: Charge) -> T_co:
-        """Make the result out of memory of this charge alone. With ``concurrency`` 1 it may raise CostChanged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[T]):
-    """A result in order, ready to be handed out, with what it counts for."""
-
-    result: T
-    samples: int
-    payload_bytes: int
-
-
-@dataclass(slots=True)
-class PipelineStatistics:
-    """Counters from the consumer's side."""
-
-    delivered_batches: int = 0
-    delivered_samples: int = 0
-    delivered_bytes: int = 0
 
 
 class _Mine(threading.local):
@@ -89,8 +55,10 @@ class Pipeline(Generic[T]):
         units: what to build, planned as it goes.
         work: how to build it.
         budget: this pipeline's own; closed with it.
-        concurrency: builds at once, at least 1.
+        builders: builds at once, at least 1.
+        most_builders: what ``resize`` may raise that to.
         depth: results that may wait for the consumer, at least 1.
+        first_alone: the first unit is built with nothing beside it that would take processor time from it.
         cancel: ends what builds are waiting for; called when the pipeline stops.
         release: lets go of what belongs to the owner, when it was dropped instead of closed, or the program ends.
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
@@ -103,17 +71,20 @@ class Pipeline(Generic[T]):
         work: Work[T],
         budget: Budget,
         *,
-        concurrency: int,
+        builders: int,
         depth: int,
         cancel: Callable[[], None],
         release: Callable[[], None],
         stall_timeout_s: float,
         clock: StageClock | None = None,
+        most_builders: int = 1,
+        first_alone: bool = False,
     ) -> None:
         self._units = units
         self._work = work
         self._budget = budget
-        self._depth = depth + (concurrency if concurrency > 1 else 0)
+        self._builders = builders
+        self._depth = depth
         self._cancel = cancel
         self._release = release
         self._stall_timeout_s = stall_timeout_s
@@ -128,9 +99,11 @@ class Pipeline(Generic[T]):
         self._abandoned = False  # its owner was dropped without closing it
         self._failure: BaseException | None = None
         self.statistics = PipelineStatistics()
-        self._pool = None
-        if concurrency > 1:
-            self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix=f"{_THREAD_PREFIX}build")
+        self.recent_bytes: deque[int] = deque(maxlen=_RECENT)
+        self._crew: Crew | None = None
+        self._first_built = not first_alone
+        if max(builders, most_builders) > 1:
+            self._crew = Crew(1 if first_alone else builders, f"{_THREAD_PREFIX}build")
         self._owner_pid = os.getpid()
         self._producer = threading.Thread(target=self._produce, name=f"{_THREAD_PREFIX}producer", daemon=True)
         _live.add(self)
@@ -258,16 +231,32 @@ class Pipeline(Generic[T]):
             yield unit
 
     def _wait_for_room(self) -> bool:
+        started = time.monotonic()
         with self._changed:
-            while not self._stopping and not self._abandoned and len(self._slots) >= self._depth:
+            while not self._stopping and not self._abandoned and len(self._slots) >= self._room():
                 self._changed.wait(_SLICE_S)
-            return not self._stopping and not self._abandoned
+        self.statistics.queue_full_s += time.monotonic() - started
+        return not self._stopping and not self._abandoned
+
+    def _room(self) -> int:
+        """Units that may be under way or finished."""
+        return self._depth + (self._builders if self._crew is not None else 0)
+
+    def resize(self, *, builders: int | None = None, depth: int | None = None) -> None:
+        """Build so many units at once, or let so many results wait; what is under way or waits already stays."""
+        with self._changed:
+            self._builders = builders or self._builders
+            self._depth = depth or self._depth
+            self._changed.notify_all()
+        if self._crew is not None and self._first_built:
+            self._crew.resize(self._builders)
 
     def _start(self, unit: Unit) -> bool:
         """Charge a unit and build it, here or on the pool; False when the build failed here."""
         charge = self._reserve(self._work.cost_bytes(unit), unit)
-        if self._pool is not None:
-            slot = self._pool.submit(self._build, unit, charge)
+        if self._crew is not None:
+            slot = self._crew.submit(partial(self._build, unit, charge))
+            del charge
             self._enqueue(unit, slot)
             slot.add_done_callback(self._wake)
             return True
@@ -302,6 +291,7 @@ class Pipeline(Generic[T]):
                 needed_bytes=size,
                 total_bytes=self._budget.total_bytes,
             )
+        self.recent_bytes.append(size)
         started = time.monotonic()
         charge = self._budget.try_reserve(size) or self._wait_for_budget(size)
         self._clock.record("budget_wait", unit.index, started)
@@ -329,6 +319,9 @@ class Pipeline(Generic[T]):
     def _wake(self, _: Future[_Built[T]]) -> None:
         with self._changed:
             self._changed.notify_all()
+        if self._crew is not None and not self._first_built:
+            self._first_built = True
+            self._crew.resize(self._builders)
 
     # The end
 
@@ -343,8 +336,8 @@ class Pipeline(Generic[T]):
         self._budget.close()
         for _, slot in slots:
             slot.cancel()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._crew is not None:
+            self._crew.stop()
 
     def close(self) -> None:
         """Stop all threads, wait for them until a deadline, and drop what is queued.
@@ -356,8 +349,8 @@ class Pipeline(Generic[T]):
         self._closed = True
         self._stop()
         self.mine.undelivered = None
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        if self._crew is not None:
+            self._crew.join(_JOIN_S)
         if self._producer is not threading.current_thread():
             self._producer.join(_JOIN_S)
         _live.discard(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.budget import Budget, RssGuard
-from penstock.loader.pipeline import PipelineStatistics
+from penstock.loader.work import PipelineStatistics
 from penstock.observe.stages import StageClock
 
 __all__ = ["LoaderStatistics"]
