@@ -85,10 +85,7 @@ void Worker::decode(const DecodeBatch& batch, size_t index) {
 
 }  // namespace
 
-DecodePool::DecodePool(int thread_count) {
-  threads_.reserve(static_cast<size_t>(thread_count));
-  for (int i = 0; i < thread_count; ++i) threads_.emplace_back([this] { work(); });
-}
+DecodePool::DecodePool(int thread_count) { resize(thread_count); }
 
 DecodePool::~DecodePool() {
   {
@@ -109,11 +106,25 @@ void DecodePool::decode(const DecodeBatch& batch) {
   job.finished.wait(lock, [&] { return job.done == batch.count; });
 }
 
-void DecodePool::work() {
+void DecodePool::resize(int thread_count) {
+  {
+    std::lock_guard lock(mutex_);
+    for (int i = static_cast<int>(threads_.size()); i < thread_count; ++i) threads_.emplace_back([this, i] { work(i); });
+    wanted_ = thread_count;
+  }
+  available_.notify_all();
+}
+
+int DecodePool::thread_count() const {
+  std::lock_guard lock(mutex_);
+  return wanted_;
+}
+
+void DecodePool::work(int number) {
   Worker worker;
   std::unique_lock lock(mutex_);
   while (true) {
-    available_.wait(lock, [&] { return stopping_ || !jobs_.empty(); });
+    available_.wait(lock, [&] { return stopping_ || (number < wanted_ && !jobs_.empty()); });
     if (stopping_) return;
     Job& job = *jobs_.front();
     const size_t index = job.next++;

@@ -51,7 +51,10 @@ class DecodePool {
   DecodePool& operator=(const DecodePool&) = delete;
 
   void decode(const DecodeBatch& batch);
-  int thread_count() const { return static_cast<int>(threads_.size()); }
+
+  // From the next picture on; at least 1. Threads that aren't wanted wait, with their scratch, until they are again.
+  void resize(int thread_count);
+  int thread_count() const;
 
  private:
   struct Job {
@@ -61,12 +64,13 @@ class DecodePool {
     std::condition_variable finished{};
   };
 
-  void work();
+  void work(int number);
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable available_;
   std::deque<Job*> jobs_;  // those with pictures that nobody took yet
   bool stopping_ = false;
+  int wanted_ = 0;  // threads with a number below it take pictures
   std::vector<std::thread> threads_;
 };
 

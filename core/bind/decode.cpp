@@ -87,6 +87,11 @@ auto decode(DecodePool& pool, nb::handle data, Int64s offsets, Int64s lengths, W
   return std::make_pair(owned_array(std::move(statuses), {count}), messages);
 }
 
+void resize(DecodePool& pool, int thread_count) {
+  if (thread_count < 1) throw Error(ErrorCode::invalid_argument, "a pool has at least one thread");
+  pool.resize(thread_count);
+}
+
 }  // namespace
 
 void register_decode(nb::module_& m) {
@@ -97,6 +102,8 @@ void register_decode(nb::module_& m) {
   nb::class_<DecodePool>(m, "DecodePool", "Threads that decode batches of JPEG files; they stop when it is dropped.")
       .def(nb::init<int>(), nb::arg("thread_count"))
       .def_prop_ro("thread_count", &DecodePool::thread_count)
+      .def("resize", &resize, nb::arg("thread_count"),
+           "Have so many threads from the next picture on, at least 1; those that aren't wanted wait.")
       .def("decode", &decode, nb::arg("data"), nb::arg("offsets"), nb::arg("lengths"), nb::arg("windows"),
            nb::arg("flips"), nb::arg("hw"), nb::arg("layout"), nb::arg("type"), nb::arg("scale"), nb::arg("bias"),
            nb::arg("most_pixels"), nb::arg("out"),

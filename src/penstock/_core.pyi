@@ -108,6 +108,11 @@ class DecodePool:
     @property
     def thread_count(self) -> int: ...
 
+    def resize(self, thread_count: int) -> None:
+        """
+        Have so many threads from the next picture on, at least 1; those that aren't wanted wait.
+        """
+
     def decode(self, data: Buffer, offsets: Int64s, lengths: Int64s, windows: Float64s, flips: UInt8s, hw: tuple[int, int], layout: int, type: int, scale: Sequence[float], bias: Sequence[float], most_pixels: int, out: Buffer) -> tuple[Int32s, list[str]]:
         """
         Decode, crop, resize, mirror and normalise a batch into ``out``; the GIL is released.

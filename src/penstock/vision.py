@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,8 +31,9 @@ from penstock.loader.decode import (
 from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import DEFAULT_INFLIGHT_BYTES, Loader
 from penstock.loader.order import Int64Array
-from penstock.loader.work import CostChanged, Work
 from penstock.loader.plan import Unit
+from penstock.loader.profiles import Threads
+from penstock.loader.work import CostChanged, Work
 from penstock.observe.stages import StageClock
 from penstock.proof import prove
 from penstock.sizes import Size, whole_number
@@ -136,8 +137,8 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         dev_manifest_path: str | None = None,
         batch_size_samples: int = 32,
         max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-        max_queue_batches: int = 64,
-        prefetch_batches: int = 1,
+        max_queue_batches: int | None = None,
+        prefetch_batches: int | None = None,
         target_batch_bytes: Size | None = None,
         max_batch_bytes: Size | None = None,
         start_id: int | None = None,
@@ -146,6 +147,8 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
+        profile: str | None = None,
+        tune: bool = False,
         resize_hw: Sequence[int] | None = None,
         to_float: bool = True,
         center_crop_hw: Sequence[int] | None = None,
@@ -169,7 +172,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
             ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip),
         )
         self._format = _format(dtype or ("float32" if to_float else "uint8"), layout, mean, std)
-        settings = DecodeSettings.from_environment()
+        self._settings = settings = DecodeSettings.from_environment()
         require_torch()
         _require_pillow()
         self._decoder = settings.decoder()
@@ -190,6 +193,8 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
             shuffle=shuffle,
             seed=seed,
             epoch=epoch,
+            profile=profile,
+            tune=tune,
         )
         self._classes: list[str] | None = None
         self._classes_read = False
@@ -209,10 +214,16 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         randomness = Randomness(self.manifest_hash, *self._randomness)
         return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format, clock=self._clock)
 
-    def _concurrency(self, wanted: int) -> int:
+    def _side_by_side(self) -> bool:
         # Pixels that only the images themselves tell the size of are charged anew when they are known, and only
         # the one unit at the head may do that without holding what another waits for.
-        return wanted if self._transform.out_hw is not None else 1
+        return self._transform.out_hw is not None
+
+    def _threads(self) -> Threads:
+        return Threads(self._settings.threads, chosen=config.lookup("DECODE_THREADS") is not None)
+
+    def _thread_setter(self) -> Callable[[int], None]:
+        return self._decoder.resize
 
 
 class _DecodeImages:

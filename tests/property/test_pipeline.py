@@ -31,13 +31,20 @@ class FillWork:
         self.budget = budget
         self.jitter = jitter
         self.worst = 0
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
 
     def cost_bytes(self, unit):
         return unit.payload_bytes
 
     def build(self, unit, charge):
+        with self.lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
         if self.jitter:
             threading.Event().wait(self.jitter.random() * 0.002)
+        with self.lock:
+            self.at_once -= 1
         region = charge.region()
         np.frombuffer(region, dtype=np.uint8)[:] = unit.index % 251
         self.worst = max(self.worst, self.budget.charged_bytes)
@@ -60,7 +67,7 @@ class Loop:
         return result
 
 
-def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0):
+def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0, **more):
     pipeline = Pipeline(
         iter(units),
         work,
@@ -70,6 +77,7 @@ def run(units, budget, work, *, concurrency=1, depth=4, stall_timeout_s=20.0):
         cancel=lambda: None,
         release=lambda: None,
         stall_timeout_s=stall_timeout_s,
+        **more,
     )
     return Loop(pipeline)
 
@@ -100,6 +108,71 @@ def test_never_above_the_cap_never_stalled_always_in_order(total, shares, concur
     del held, region
     pipeline.close()
     assert budget.charged_bytes == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    total=st.integers(1, 100_000),
+    shares=st.lists(st.floats(0, 0.3), min_size=1, max_size=60),
+    turns=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 10)), min_size=1, max_size=12),
+    alone=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_builders_and_queue_that_change_all_the_time_lose_and_reorder_nothing(total, shares, turns, alone, seed):
+    budget = Budget(total)
+    work = FillWork(budget, random.Random(seed))
+    units = [unit(i, int(share * total)) for i, share in enumerate(shares)]
+    pipeline = run(units, budget, work, concurrency=2, most_builders=8, first_alone=alone)
+    seen = []
+    for index, region in pipeline:
+        assert bytes(memoryview(region)) == bytes([index % 251]) * units[index].payload_bytes
+        del region
+        seen.append(index)
+        builders, depth = turns[index % len(turns)]
+        pipeline.pipeline.resize(builders=builders, depth=depth)
+    assert seen == list(range(len(shares)))
+    assert work.most_at_once <= 8
+    assert budget.peak_bytes <= total
+    pipeline.close()
+    assert budget.charged_bytes == 0
+
+
+def test_no_more_build_at_once_than_the_last_resize_says():
+    budget = Budget(1000)
+    work = FillWork(budget, random.Random(1))
+    pipeline = run((unit(i, 1) for i in range(200)), budget, work, concurrency=8, depth=4)
+    for _ in range(20):
+        next(pipeline)
+    pipeline.pipeline.resize(builders=1, depth=1)
+    for _ in range(40):  # what eight had in hand is through by then
+        next(pipeline)
+    work.most_at_once = 0
+    assert [index for index, _ in pipeline] == list(range(60, 200))
+    assert work.most_at_once == 1
+    pipeline.close()
+
+
+def test_the_first_unit_is_built_alone_when_asked_for():
+    entered, release, others = threading.Event(), threading.Event(), []
+
+    class First(FillWork):
+        def build(self, unit, charge):
+            if unit.index == 0:
+                entered.set()
+                release.wait(10)
+            elif not release.is_set():
+                others.append(unit.index)
+            return super().build(unit, charge)
+
+    budget = Budget(1000)
+    pipeline = run([unit(i, 10) for i in range(9)], budget, First(budget), concurrency=4, first_alone=True)
+    assert entered.wait(10)
+    while len(pipeline.pipeline._slots) < 8:
+        time.sleep(0.001)
+    release.set()
+    assert [index for index, _ in pipeline] == list(range(9))
+    assert others == []
+    pipeline.close()
 
 
 def test_kept_batches_raise_at_once_and_dropping_one_resumes():

@@ -110,6 +110,9 @@ class Decoder(Protocol):
     def decode(self, encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat) -> None:
         """Fill ``out`` (``form.shape``, contiguous). Raises DecodeError, naming the first bad sample."""
 
+    def resize(self, thread_count: int) -> None:
+        """Have so many threads from the next picture on, at least 1; results don't depend on it."""
+
 
 class PillowDecoder:
     """Pillow, on ``thread_count`` threads a batch; exact where the result is compared with other programs.
@@ -132,6 +135,10 @@ class PillowDecoder:
     def decode(self, encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat) -> None:
         """See ``Decoder``."""
         self.decode_some(range(len(encoded.lengths)), encoded, picture, out, form)
+
+    def resize(self, thread_count: int) -> None:
+        """See ``Decoder``; from the next batch on."""
+        self._thread_count = thread_count
 
     def decode_some(
         self, indexes: Sequence[int], encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat
@@ -202,6 +209,11 @@ class NativeDecoder:
         for index in np.flatnonzero(headers[:, 0] == 0).tolist():
             sizes[index] = self._pillow._size(encoded, index)
         return sizes
+
+    def resize(self, thread_count: int) -> None:
+        """See ``Decoder``."""
+        self._pool.resize(thread_count)
+        self._pillow.resize(thread_count)
 
     def decode(self, encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat) -> None:
         """See ``Decoder``."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
@@ -18,8 +20,11 @@ from penstock.loader.fetch import Fetcher
 from penstock.loader.order import Order, Sequential, Shuffled
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import BatchLimits, Unit, plan_units
+from penstock.loader.profiles import Threads, tuning
 from penstock.loader.statistics import LoaderStatistics
-from penstock.loader.work import Work
+from penstock.loader.tune import Knobs
+from penstock.loader.tuner import Tuner
+from penstock.loader.work import PipelineStatistics, Work
 from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
@@ -54,8 +59,8 @@ class Loader(Generic[T]):
         dev_manifest_path: str | None = None,
         batch_size_samples: int = 512,
         max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-        max_queue_batches: int = 64,
-        prefetch_batches: int = 1,
+        max_queue_batches: int | None = None,
+        prefetch_batches: int | None = None,
         target_batch_bytes: Size | None = None,
         max_batch_bytes: Size | None = None,
         start_id: int | None = None,
@@ -64,12 +69,23 @@ class Loader(Generic[T]):
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
+        profile: str | None = None,
+        tune: bool = False,
     ) -> None:
         cap_bytes = parse_bytes(max_inflight_bytes, name="max_inflight_bytes")
         cap_bytes = whole_number("max_inflight_bytes", cap_bytes, least=1, most=_MOST_INFLIGHT_BYTES)
         limits = _batch_limits(batch_size_samples, cap_bytes, target_batch_bytes, max_batch_bytes)
-        max_queue_batches = whole_number("max_queue_batches", max_queue_batches, least=1)
-        prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=0)
+        self._rss = RssGuard.from_environment()
+        how = tuning(
+            profile,
+            tune=tune,
+            prefetch=prefetch_batches,
+            queue=max_queue_batches,
+            threads=self._threads(),
+            side_by_side=self._side_by_side(),
+            cap_bytes=cap_bytes,
+            rss_limit_bytes=self._rss.limit_bytes,
+        )
         seed, epoch = whole_number("seed", seed), whole_number("epoch", epoch)
         _check_range_pair(start_id, end_id)
 
@@ -88,7 +104,6 @@ class Loader(Generic[T]):
             self._order = Shuffled(start, end - start, manifest_hash=resolved.hash, seed=seed, epoch=epoch)
         self._limits = limits
         self._budget = Budget(cap_bytes)
-        self._rss = RssGuard.from_environment()
         self._rss.sample()
         serve_as_configured()
         shown = config.flag("TOP") is not False
@@ -100,19 +115,27 @@ class Loader(Generic[T]):
         self._title = f"{resolved.base}@sha256:{resolved.hash}"
         if (folder := config.lookup("TRACE")) is not None:
             self._clock.write_to(trace_in(folder, self._title))
+        delivered = PipelineStatistics()
+        subject = (type(self).__name__, resolved.hash, limits, cap_bytes, shuffle)
+        self._tuner = Tuner(how, subject, self._clock, delivered, self._rss)
+        knobs, set_threads = self._tuner.knobs, self._thread_setter()
+        set_threads(knobs.threads)
         self._pipeline = Pipeline(
             plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
             self._work(),
             self._budget,
-            builders=self._concurrency(max(1, prefetch_batches)),
-            first_alone='://' not in resolved.base,
-            depth=max_queue_batches,
+            builders=knobs.prefetch,
+            most_builders=how.limits.prefetch.most if how.limits is not None else knobs.prefetch,
+            first_alone="://" not in resolved.base,
+            depth=knobs.queue,
             cancel=self._fetcher.cancel,
             release=self._resources.close,
             stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
             clock=self._clock,
+            statistics=delivered,
         )
-        self._statistics = LoaderStatistics(self._pipeline.statistics, self._budget, self._rss, self._clock)
+        self._tuner.attach(partial(_turn, self._pipeline, set_threads), self._pipeline.recent_bytes)
+        self._statistics = LoaderStatistics(delivered, self._budget, self._rss, self._clock, self._tuner)
         self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
         self._resources.callback(self._live.close)
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
@@ -121,8 +144,17 @@ class Loader(Generic[T]):
         """What this loader does with each unit; runs at the end of construction."""
         raise NotImplementedError
 
-    def _concurrency(self, wanted: int) -> int:
-        return wanted
+    def _side_by_side(self) -> bool:
+        """Whether more than one unit can be built at once."""
+        return True
+
+    def _threads(self) -> Threads:
+        """That decode."""
+        return Threads()
+
+    def _thread_setter(self) -> Callable[[int], None]:
+        """What changes the number of threads that decode; it must not hold the loader."""
+        return _nothing
 
     @property
     def manifest_hash(self) -> str:
@@ -149,6 +181,7 @@ class Loader(Generic[T]):
         delivery = self._pipeline.peek()
         self._rss.check()
         self._live.tick()
+        self._tuner.tick()
         statistics, mine = self._pipeline.statistics, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
         # From here on no calls: see Pipeline.peek.
@@ -168,7 +201,7 @@ class Loader(Generic[T]):
             raise TypeError("the number of batches isn't known when they are cut by bytes")
         return (self._order.count + self._limits.samples - 1) // self._limits.samples
 
-    def stats(self) -> dict[str, int | float]:
+    def stats(self) -> dict[str, Any]:
         """Counters and gauges, all from the consumer's side; sizes in bytes.
 
         ``delivered_batches_total``, ``delivered_samples_total``, ``delivered_bytes_total``: what ``next()`` returned.
@@ -177,9 +210,12 @@ class Loader(Generic[T]):
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
         budget that are in memory, warm ones without a charge included. ``data_wait_s``: seconds in ``next()``.
         ``plan_s``, ``budget_wait_s``, ``fetch_s``, ``decode_s``, ``queue_wait_s``: seconds that batches were in each
-        stage, added up over threads.
+        stage, added up over threads. ``prefetch_batches``, ``max_queue_batches``, ``decode_threads``: where these are
+        now. ``tune_decisions_total``: how often tuning changed one; with ``tune=True``, ``tune_decisions`` is a list of
+        the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``.
         """
-        return self._statistics.read()
+        decisions = self._tuner.decisions()
+        return {**self._statistics.read(), **({} if decisions is None else {"tune_decisions": decisions})}
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
@@ -221,8 +257,9 @@ class DataLoader(Loader[Batch]):
         batch_size_samples: most samples in a batch; 0 is 1. The last batch may be smaller.
         max_inflight_bytes: the cap, as bytes or text such as ``"512MiB"``: on everything that is read ahead, queued, or
             held through a batch or a view.
-        max_queue_batches: finished batches that may wait for the consumer, at least 1.
-        prefetch_batches: batches built at once; 0 and 1 mean one after another. Delivery is in order.
+        max_queue_batches: finished batches that may wait for the consumer, at least 1; by default the profile's, or 64.
+        prefetch_batches: batches built at once; 0 and 1 mean one after another; by default the profile's, or 1.
+            Delivery is in order.
         target_batch_bytes: a batch with this many bytes takes no further sample; default ``max_batch_bytes``.
         max_batch_bytes: no batch is larger; at most, and by default, ``max_inflight_bytes``.
         start_id: first sample of a half-open range; together with ``end_id``.
@@ -231,6 +268,11 @@ class DataLoader(Loader[Batch]):
         shuffle: visit the range in the order of a permutation by (manifest hash, seed, epoch).
         seed: of the permutation.
         epoch: of the permutation.
+        profile: ``safe``, ``balanced`` or ``throughput``: where prefetch, queue and decoding threads start, and how far
+            tuning may turn them. What is given explicitly wins.
+        tune: turn them while the loader runs, after how long ``next()`` waits and how much room there is; by default
+            within the bounds of ``balanced``. What is given explicitly is then the most. It never changes what is
+            delivered, nor the cap.
 
     Raises:
         ConfigError: an argument that can't work (LinkError: the link). A ``ValueError``.
@@ -248,8 +290,8 @@ def load(
     dev_manifest_path: str | None = None,
     batch_size_samples: int = 512,
     max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-    max_queue_batches: int = 64,
-    prefetch_batches: int = 1,
+    max_queue_batches: int | None = None,
+    prefetch_batches: int | None = None,
     target_batch_bytes: Size | None = None,
     max_batch_bytes: Size | None = None,
     start_id: int | None = None,
@@ -258,6 +300,8 @@ def load(
     shuffle: bool = False,
     seed: int = 0,
     epoch: int = 0,
+    profile: str | None = None,
+    tune: bool = False,
 ) -> DataLoader:
     """Load a dataset as batches of raw bytes; see ``DataLoader`` for the arguments and errors."""
     return DataLoader(
@@ -276,7 +320,18 @@ def load(
         shuffle=shuffle,
         seed=seed,
         epoch=epoch,
+        profile=profile,
+        tune=tune,
     )
+
+
+def _nothing(_: object) -> None:
+    """For knobs that aren't there."""
+
+
+def _turn(pipeline: Pipeline[Any], set_threads: Callable[[int], None], knobs: Knobs) -> None:
+    pipeline.resize(builders=knobs.prefetch, depth=knobs.queue)
+    set_threads(knobs.threads)
 
 
 class _ReadBytes:

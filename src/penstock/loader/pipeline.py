@@ -63,6 +63,7 @@ class Pipeline(Generic[T]):
         release: lets go of what belongs to the owner, when it was dropped instead of closed, or the program ends.
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
         clock: is told how long each batch was in which stage; the pipeline's own by default.
+        statistics: what whoever hands results out counts in; the same.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Pipeline(Generic[T]):
         release: Callable[[], None],
         stall_timeout_s: float,
         clock: StageClock | None = None,
+        statistics: PipelineStatistics | None = None,
         most_builders: int = 1,
         first_alone: bool = False,
     ) -> None:
@@ -98,7 +100,7 @@ class Pipeline(Generic[T]):
         self._stopping = False  # by its owner or by an error
         self._abandoned = False  # its owner was dropped without closing it
         self._failure: BaseException | None = None
-        self.statistics = PipelineStatistics()
+        self.statistics = statistics or PipelineStatistics()
         self.recent_bytes: deque[int] = deque(maxlen=_RECENT)
         self._crew: Crew | None = None
         self._first_built = not first_alone
@@ -231,12 +233,10 @@ class Pipeline(Generic[T]):
             yield unit
 
     def _wait_for_room(self) -> bool:
-        started = time.monotonic()
         with self._changed:
             while not self._stopping and not self._abandoned and len(self._slots) >= self._room():
                 self._changed.wait(_SLICE_S)
-        self.statistics.queue_full_s += time.monotonic() - started
-        return not self._stopping and not self._abandoned
+            return not self._stopping and not self._abandoned
 
     def _room(self) -> int:
         """Units that may be under way or finished."""

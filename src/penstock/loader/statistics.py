@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.budget import Budget, RssGuard
+from penstock.loader.tuner import Tuner
 from penstock.loader.work import PipelineStatistics
 from penstock.observe.stages import StageClock
 
@@ -19,6 +20,7 @@ class LoaderStatistics:
     budget: Budget
     rss: RssGuard
     clock: StageClock
+    tuner: Tuner
 
     def read(self) -> dict[str, int | float]:
         """See ``Loader.stats``."""
@@ -32,5 +34,6 @@ class LoaderStatistics:
             "process_rss_bytes": self.rss.sample(),
             "process_rss_high_water_bytes": self.rss.high_water_bytes,
             "arena_resident_bytes": self.budget.resident_bytes,
+            **self.tuner.numbers(),
             **self.clock.seconds(),
         }

@@ -29,7 +29,10 @@ class Work(Protocol[T_co]):
         """All bytes that building and holding the result takes: raw and decoded, charged at once."""
 
     def build(self, unit: Unit, charge: Charge) -> T_co:
-        """Make the result out of memory of this charge alone. Where only one builds at a time it may raise CostChanged."""
+        """Make the result out of memory of this charge alone.
+
+        Where there is never more than one builder it may raise CostChanged.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,8 @@ class Delivery(Generic[T]):
 
 @dataclass(slots=True)
 class PipelineStatistics:
-    """Counters from the consumer's side, and for how long the producer had nothing to do since the queue was full."""
+    """Counters from the consumer's side."""
 
     delivered_batches: int = 0
     delivered_samples: int = 0
     delivered_bytes: int = 0
-    queue_full_s: float = 0.0
