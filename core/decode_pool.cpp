@@ -109,7 +109,8 @@ void DecodePool::decode(const DecodeBatch& batch) {
 void DecodePool::resize(int thread_count) {
   {
     std::lock_guard lock(mutex_);
-    for (int i = static_cast<int>(threads_.size()); i < thread_count; ++i) threads_.emplace_back([this, i] { work(i); });
+    for (int i = static_cast<int>(threads_.size()); i < thread_count; ++i)
+      threads_.emplace_back([this, i] { work(i); });
     wanted_ = thread_count;
   }
   available_.notify_all();

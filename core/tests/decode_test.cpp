@@ -1,6 +1,7 @@
 // The decoder and its threads on real JPEG files, which the test itself encodes; and on damaged ones.
 #ifdef PENSTOCK_HAS_LIBJPEG_TURBO
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -202,12 +203,28 @@ void damaged_files_are_harmless() {
   }
 }
 
+void a_pool_that_is_resized_while_it_works_decodes_alike() {
+  DecodePool pool(1);
+  const std::vector<std::vector<uint8_t>> files(9, encode(64, 48, false, 3));
+  const Result expected = decode(pool, files, 20, 20, {0, 0, 64, 48});
+  std::atomic<bool> done = false;
+  std::thread resizer([&] {
+    for (int i = 0; !done; ++i) pool.resize(1 + i * 7 % 5);
+  });
+  for (int round = 0; round < 40; ++round) CHECK(decode(pool, files, 20, 20, {0, 0, 64, 48}).pixels == expected.pixels);
+  done = true;
+  resizer.join();
+  pool.resize(2);
+  CHECK(pool.thread_count() == 2);
+}
+
 }  // namespace
 
 int main() {
   return testing::run({
       {"all kinds decode alike on any number of threads", all_kinds_decode_alike_on_any_number_of_threads},
       {"many callers share a pool", many_callers_share_a_pool},
+      {"a pool that is resized while it works decodes alike", a_pool_that_is_resized_while_it_works_decodes_alike},
       {"what is no JPEG and what is too large is told apart", what_is_no_jpeg_and_what_is_too_large_is_told_apart},
       {"endless scans are refused", endless_scans_are_refused},
       {"a file without tables borrows none", a_file_without_tables_borrows_none},

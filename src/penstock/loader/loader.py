@@ -115,30 +115,34 @@ class Loader(Generic[T]):
         self._title = f"{resolved.base}@sha256:{resolved.hash}"
         if (folder := config.lookup("TRACE")) is not None:
             self._clock.write_to(trace_in(folder, self._title))
-        delivered = PipelineStatistics()
+        self._delivered = PipelineStatistics()
         subject = (type(self).__name__, resolved.hash, limits, cap_bytes, shuffle)
-        self._tuner = Tuner(how, subject, self._clock, delivered, self._rss)
+        self._tuner = Tuner(how, subject, self._clock, self._delivered, self._rss)
+        self._pipeline = self._begin()
+        self._statistics = LoaderStatistics(self._delivered, self._budget, self._rss, self._clock, self._tuner)
+        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
+        self._resources.callback(self._live.close)
+        self._finalizer = weakref.finalize(self, self._pipeline.abandon)
+
+    def _begin(self) -> Pipeline[T]:
         knobs, set_threads = self._tuner.knobs, self._thread_setter()
         set_threads(knobs.threads)
-        self._pipeline = Pipeline(
-            plan_units(self._manifest, self._order, limits, self._fetcher.size_of),
+        pipeline = Pipeline(
+            plan_units(self._manifest, self._order, self._limits, self._fetcher.size_of),
             self._work(),
             self._budget,
             builders=knobs.prefetch,
-            most_builders=how.limits.prefetch.most if how.limits is not None else knobs.prefetch,
-            first_alone="://" not in resolved.base,
+            most_builders=self._tuner.most_prefetch,
+            first_alone="://" not in self._base,  # requests to a store wait more than they compute
             depth=knobs.queue,
             cancel=self._fetcher.cancel,
             release=self._resources.close,
             stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
             clock=self._clock,
-            statistics=delivered,
+            statistics=self._delivered,
         )
-        self._tuner.attach(partial(_turn, self._pipeline, set_threads), self._pipeline.recent_bytes)
-        self._statistics = LoaderStatistics(delivered, self._budget, self._rss, self._clock, self._tuner)
-        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
-        self._resources.callback(self._live.close)
-        self._finalizer = weakref.finalize(self, self._pipeline.abandon)
+        self._tuner.attach(partial(_turn, pipeline, set_threads), pipeline.recent_bytes)
+        return pipeline
 
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
@@ -182,7 +186,7 @@ class Loader(Generic[T]):
         self._rss.check()
         self._live.tick()
         self._tuner.tick()
-        statistics, mine = self._pipeline.statistics, self._pipeline.mine
+        statistics, mine = self._delivered, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
         # From here on no calls: see Pipeline.peek.
         statistics.delivered_batches += 1

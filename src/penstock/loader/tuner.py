@@ -67,6 +67,11 @@ class Tuner:
         """Where they are."""
         return self._state.knobs
 
+    @property
+    def most_prefetch(self) -> int:
+        """What prefetch may ever be."""
+        return self.knobs.prefetch if self._limits is None else self._limits.prefetch.most
+
     def attach(self, turn: Callable[[Knobs], None], recent_bytes: Sequence[int]) -> None:
         """Say how knobs are turned, and where the sizes of the last batches stand. Before the first ``tick``."""
         self._turn, self._recent_bytes = turn, recent_bytes
