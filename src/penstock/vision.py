@@ -253,6 +253,8 @@ class _DecodeImages:
     def build(self, unit: Unit, charge: Charge) -> tuple[torch.Tensor, torch.Tensor]:
         labels, hw, count = _labels_of(unit), self._hw, len(unit.sample_ids)
         pixels_charge = charge.split(self._form.bytes(count, hw))
+        # What lives longer is placed first: the gaps that raw bytes leave between pixels then fit the next raw bytes.
+        flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
         raw = memoryview(charge.region())
         self._fetcher.fetch(unit, raw)
         started = time.monotonic()
@@ -268,7 +270,6 @@ class _DecodeImages:
             flips=self._transform.flips(unit.sample_ids, self._randomness),
             out_hw=hw,
         )
-        flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
         pixels = flat.reshape(self._form.shape(count, hw))
         self._decoder.decode(encoded, picture, pixels, self._form)
         self._clock.record("decode", unit.index, started)
