@@ -57,6 +57,8 @@ def test_a_scrape_says_what_stats_say(packed):
         assert found["penstock_max_inflight_bytes", packed] == stats["max_inflight_bytes"] == 128 << 20
         assert 10_000 <= found["penstock_inflight_bytes", packed] <= 40_000
         assert found["penstock_loaders", packed] == 1
+        assert found["penstock_prefetch_batches", packed] == stats["prefetch_batches"] == 1
+        assert found["penstock_tune_decisions_total", packed] == 0
         assert 0 < found["penstock_stage_seconds_total", "fetch"] <= stats["fetch_s"]
         assert found["penstock_stage_seconds_total", "data_wait"] == pytest.approx(stats["data_wait_s"])
         assert found["process_resident_memory_bytes", ""] > 1 << 20
@@ -87,7 +89,7 @@ def test_names_end_in_base_units():
         if kind == "counter":
             assert name.endswith("_total")
         else:
-            assert name.endswith("_bytes") or name == "penstock_loaders"
+            assert name.endswith(("_bytes", "_batches", "_threads", "_loaders"))
 
 
 def test_only_loopback_listens(packed):

@@ -249,3 +249,13 @@ def test_a_ticking_loader_writes_once_a_second(packed):
             batch.release()
             written.add(loader._live._before_s)
         assert len(written) <= 2 + int(time.monotonic() - started)
+
+
+def test_a_tuned_loader_says_where_it_is(shown, folder, capsys):
+    shown(prefetch_batches=3, max_queue_batches=4, decode_threads=2, tune_decisions_total=5)
+    assert main(["top", "--once"]) == 0
+    assert "tuned, 3 at once" in capsys.readouterr().out
+    assert main(["top", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["loaders"]
+    names = ("prefetch_batches", "max_queue_batches", "decode_threads", "tune_decisions")
+    assert [row[name] for name in names] == [3, 4, 2, 5]

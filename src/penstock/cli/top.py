@@ -63,6 +63,10 @@ class Row:
         max_inflight_bytes: the cap.
         process_rss_bytes: of its process.
         delivered_samples: so far.
+        prefetch_batches: that may be built at once, now.
+        max_queue_batches: finished ones that may wait, now.
+        decode_threads: now; 0 where nothing is decoded.
+        tune_decisions: changes that tuning has made.
         silent_s: seconds since ``next()`` last returned (or the second in which it did).
     """
 
@@ -77,6 +81,10 @@ class Row:
     max_inflight_bytes: int
     process_rss_bytes: int
     delivered_samples: int
+    prefetch_batches: int
+    max_queue_batches: int
+    decode_threads: int
+    tune_decisions: int
     silent_s: float
 
 
@@ -95,6 +103,10 @@ def row_of(snapshot: Snapshot, now: float) -> Row:
         max_inflight_bytes=int(stats.get("max_inflight_bytes", 0)),
         process_rss_bytes=int(stats.get("process_rss_bytes", 0)),
         delivered_samples=int(stats.get("delivered_samples_total", 0)),
+        prefetch_batches=int(stats.get("prefetch_batches", 0)),
+        max_queue_batches=int(stats.get("max_queue_batches", 0)),
+        decode_threads=int(stats.get("decode_threads", 0)),
+        tune_decisions=int(stats.get("tune_decisions_total", 0)),
         silent_s=max(0.0, now - snapshot.updated_at),
     )
 
@@ -145,8 +157,14 @@ def _cells(row: Row) -> tuple[str, ...]:
         ("#" * round(share * _MARKS)).ljust(_MARKS, "."),
         format_bytes(row.max_inflight_bytes),
         format_bytes(row.process_rss_bytes),
-        f"silent for {row.silent_s:.0f} s" if row.silent_s > _SILENT_S else "",
+        _remark(row),
     )
+
+
+def _remark(row: Row) -> str:
+    if row.silent_s > _SILENT_S:
+        return f"silent for {row.silent_s:.0f} s"
+    return f"tuned, {row.prefetch_batches} at once" if row.tune_decisions else ""
 
 
 def _table(rows: Sequence[Row]) -> Table:

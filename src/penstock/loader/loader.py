@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
-from penstock.dataset.resolve import resolve
+from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ConfigError
 from penstock.loader.batch import Batch
 from penstock.loader.fetch import Fetcher
@@ -107,14 +107,7 @@ class Loader(Generic[T]):
         self._rss.sample()
         serve_as_configured()
         shown = config.flag("TOP") is not False
-        self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
-        self._clock = StageClock()
-        self._resources.callback(self._clock.close)
-        self._fetcher = Fetcher(resolved, self._clock)
-        self._resources.callback(self._fetcher.close)
-        self._title = f"{resolved.base}@sha256:{resolved.hash}"
-        if (folder := config.lookup("TRACE")) is not None:
-            self._clock.write_to(trace_in(folder, self._title))
+        self._open(resolved)
         self._delivered = PipelineStatistics()
         subject = (type(self).__name__, resolved.hash, limits, cap_bytes, shuffle)
         self._tuner = Tuner(how, subject, self._clock, self._delivered, self._rss)
@@ -124,7 +117,19 @@ class Loader(Generic[T]):
         self._resources.callback(self._live.close)
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
 
+    def _open(self, resolved: Resolved) -> None:
+        """What has to be closed again."""
+        self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
+        self._clock = StageClock()
+        self._resources.callback(self._clock.close)
+        self._fetcher = Fetcher(resolved, self._clock)
+        self._resources.callback(self._fetcher.close)
+        self._title = f"{resolved.base}@sha256:{resolved.hash}"
+        if (folder := config.lookup("TRACE")) is not None:
+            self._clock.write_to(trace_in(folder, self._title))
+
     def _begin(self) -> Pipeline[T]:
+        """Start the threads."""
         knobs, set_threads = self._tuner.knobs, self._thread_setter()
         set_threads(knobs.threads)
         pipeline = Pipeline(

@@ -30,8 +30,9 @@ BURSTS: Final = 0.25  # of the queue filled on average, though the loop waits
 HUNGRY_INTERVALS: Final = 2  # in a row, before more is given
 SERVED_INTERVALS: Final = 4  # in a row, before something is taken away
 REST_INTERVALS: Final = 1  # after a change, to see what it does
-HELPED: Final = 1.05  # times the rate before, or
+HELPED: Final = 1.05  # times the best rate before, or
 LESS_WAITING: Final = 0.05  # less of the time in next()
+FORGET: Final = 0.98  # the best rate counts for so much of itself an interval later
 FIRST_PAUSE: Final = 8  # intervals before a knob turns round a second time; doubled for each time after that
 LONGEST_PAUSE: Final = 512
 EVEN: Final = 1.25  # p95 / p50 of batch bytes: above it, room is counted in the larger ones
@@ -167,7 +168,7 @@ class _Trial:
     """A change that hasn't proved itself."""
 
     decision: Decision
-    batches_per_s: float
+    best_per_s: float
     waiting: float
 
 
@@ -180,6 +181,7 @@ class State:
     resting: int = 0
     hungry: int = 0  # intervals in a row
     served: int = 0
+    best_per_s: float = 0.0  # batches, of late: what noise can do, a raise has to beat
     trial: _Trial | None = None
     moves: Mapping[Knob, _Move] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -202,7 +204,7 @@ def decide(seen: Observation, state: State, limits: Limits) -> tuple[State, Deci
     decision = forced or _feed(seen, state, limits) or _give_back(seen, state, limits)
     if decision is None:
         return replace(state, trial=None), None
-    trial = None if forced else _Trial(decision, seen.batches_per_s, seen.waiting)
+    trial = None if forced else _Trial(decision, state.best_per_s, seen.waiting)
     return _changed(decision, trial, state), decision
 
 
@@ -218,6 +220,7 @@ def _counted(seen: Observation, state: State) -> State:
         interval=state.interval + 1,
         hungry=state.hungry + 1 if seen.waiting > HUNGRY else 0,
         served=state.served + 1 if served else 0,
+        best_per_s=max(seen.batches_per_s, FORGET * state.best_per_s),
     )
 
 
@@ -263,7 +266,7 @@ def _take_back(seen: Observation, state: State, limits: Limits) -> Decision | No
     made = trial.decision
     if made.direction > 0:
         served = seen.waiting <= HUNGRY
-        faster = seen.batches_per_s >= HELPED * trial.batches_per_s
+        faster = seen.batches_per_s >= HELPED * trial.best_per_s
         if served or faster or seen.waiting <= trial.waiting - LESS_WAITING:
             return None
         return Decision(made.knob, made.after, made.before, "more of it brought no more batches")

@@ -20,7 +20,7 @@ __all__ = ["Tuner"]
 _LEAST_S: Final = 0.25  # an interval is at least so long,
 _LEAST_BATCHES: Final = 4  # and so many batches
 _REMEMBERED: Final = 32  # decisions that stats() shows
-_DATASETS: Final = 64  # whose knobs are kept for their next epoch
+_DATASETS: Final = 64  # whose state is kept for their next epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Tuner:
     """The knobs of one loader: where they are, and why.
 
     Where the loader isn't tuned it only holds them. The next loader of the same ``subject`` in this process, which is
-    the next epoch, starts where this one is.
+    the next epoch, goes on where this one was.
 
     Args:
         tuning: where to start, and how far to go.
@@ -53,7 +53,7 @@ class Tuner:
     ) -> None:
         self._limits = tuning.limits
         self._subject = (subject, tuning)
-        self._state = State(_kept.get(self._subject, tuning.knobs))
+        self._state = _kept.get(self._subject) or State(tuning.knobs)
         self._clock, self._delivered, self._rss = clock, delivered, rss
         self._turn: Callable[[Knobs], None] | None = None
         self._recent_bytes: Sequence[int] = ()
@@ -97,8 +97,8 @@ class Tuner:
             self._turn(state.knobs)
             self._decisions.append((now.batches, decision))
             self._decided += 1
-            _learn(self._subject, state.knobs)
         self._state, self._before = state, now
+        _keep(self._subject, state)
 
     def _reading(self) -> _Reading:
         seconds = self._clock.seconds()
@@ -143,12 +143,12 @@ class Tuner:
         ]
 
 
-_kept: dict[Hashable, Knobs] = {}  # without a lock, which a fork() could leave locked
+_kept: dict[Hashable, State] = {}  # without a lock, which a fork() could leave locked
 
 
-def _learn(subject: Hashable, knobs: Knobs) -> None:
+def _keep(subject: Hashable, state: State) -> None:
     _kept.pop(subject, None)
-    _kept[subject] = knobs
+    _kept[subject] = state
     if len(_kept) > _DATASETS:
         oldest = list(_kept)[0]  # noqa: RUF015 - in one go, beside other threads
         _kept.pop(oldest, None)

@@ -24,12 +24,16 @@ _COUNTERS: Final = {
     "delivered_batches_total": "Batches that next() returned",
     "delivered_samples_total": "Samples in them",
     "delivered_bytes_total": "Payload bytes of them, as they lie in storage",
+    "tune_decisions_total": "Changes that tuning made",
 }
 _GAUGES: Final = {
     "inflight_bytes": "Charged now: read ahead, queued, and held by the consumer",
     "max_inflight_bytes": "The cap on that",
     "ram_high_water_bytes": "The most that was charged at once",
     "arena_resident_bytes": "Pages of the budget that are in memory",
+    "prefetch_batches": "Batches that may be built at once",
+    "max_queue_batches": "Finished batches that may wait",
+    "decode_threads": "Threads that decode",
 }
 
 
