@@ -101,7 +101,8 @@ void DecodePool::decode(const DecodeBatch& batch) {
   if (batch.count == 0) return;
   Job job{&batch};
   std::unique_lock lock(mutex_);
-  jobs_.push_back(&job);
+  const auto later = [&](const Job* other) { return other->batch->turn > batch.turn; };
+  jobs_.insert(std::find_if(jobs_.begin(), jobs_.end(), later), &job);
   available_.notify_all();
   job.finished.wait(lock, [&] { return job.done == batch.count; });
 }

@@ -1,8 +1,9 @@
 // Threads that decode batches of JPEG files into one block of pixels.
 //
 // Threads: decode() may be called from any thread and blocks until its batch is done; several batches may be under way
-// at once, their pictures are taken in the order in which the batches came. The pool owns its threads; its destructor
-// waits for the picture that each has in hand, and no decode() may be running then.
+// at once, their pictures are taken in the order of the batches' turns, and of two with the same in that they came. The
+// pool owns its threads; its destructor waits for the picture that each has in hand, and no decode() may be running
+// then.
 #pragma once
 
 #include <condition_variable>
@@ -38,6 +39,7 @@ struct DecodeBatch {
   int height;
   PixelFormat format;
   int64_t most_pixels;
+  int64_t turn;  // a batch with a lower one goes first, also when it comes later
   std::byte* out;
   int32_t* statuses;  // DecodeStatus
   std::vector<std::string>* messages;

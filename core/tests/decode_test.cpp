@@ -62,7 +62,8 @@ struct Result {
   std::vector<std::byte> pixels;
 };
 
-Result decode(DecodePool& pool, const std::vector<std::vector<uint8_t>>& files, int width, int height, Window window) {
+Result decode(DecodePool& pool, const std::vector<std::vector<uint8_t>>& files, int width, int height, Window window,
+              int64_t turn = 0) {
   std::vector<uint8_t> data;
   std::vector<int64_t> offsets, lengths;
   for (const auto& file : files) {
@@ -85,6 +86,7 @@ Result decode(DecodePool& pool, const std::vector<std::vector<uint8_t>>& files, 
                height,
                {},
                1 << 20,
+               turn,
                result.pixels.data(),
                result.statuses.data(),
                &result.messages});
@@ -218,6 +220,21 @@ void a_pool_that_is_resized_while_it_works_decodes_alike() {
   CHECK(pool.thread_count() == 2);
 }
 
+void an_earlier_turn_goes_first_although_it_comes_later() {
+  DecodePool pool(1);
+  const std::vector<std::vector<uint8_t>> many(5000, encode(64, 48, false, 3)), one(1, many[0]);
+  std::atomic<bool> begun = false, done = false;
+  std::thread later([&] {
+    begun = true;
+    decode(pool, many, 20, 20, {0, 0, 64, 48}, 2);
+    done = true;
+  });
+  while (!begun) std::this_thread::yield();
+  decode(pool, one, 20, 20, {0, 0, 64, 48}, 1);
+  CHECK(!done);
+  later.join();
+}
+
 }  // namespace
 
 int main() {
@@ -225,6 +242,7 @@ int main() {
       {"all kinds decode alike on any number of threads", all_kinds_decode_alike_on_any_number_of_threads},
       {"many callers share a pool", many_callers_share_a_pool},
       {"a pool that is resized while it works decodes alike", a_pool_that_is_resized_while_it_works_decodes_alike},
+      {"an earlier turn goes first although it comes later", an_earlier_turn_goes_first_although_it_comes_later},
       {"what is no JPEG and what is too large is told apart", what_is_no_jpeg_and_what_is_too_large_is_told_apart},
       {"endless scans are refused", endless_scans_are_refused},
       {"a file without tables borrows none", a_file_without_tables_borrows_none},

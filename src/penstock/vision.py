@@ -258,7 +258,7 @@ class _DecodeImages:
         raw = memoryview(charge.region())
         self._fetcher.fetch(unit, raw)
         started = time.monotonic()
-        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids)
+        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids, turn=unit.index)
         sizes = self._decoder.sizes(encoded)
         if self._transform.out_hw is None:
             actual = _common_size(unit, sizes)

@@ -73,12 +73,16 @@ class PixelFormat:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Files back to back in memory: ``data[offsets[i] : offsets[i] + lengths[i]]``, with their sample ids."""
+    """Files back to back in memory: ``data[offsets[i] : offsets[i] + lengths[i]]``, with their sample ids.
+
+    ``turn`` is the batch's place among those that are decoded side by side: it is needed before later ones.
+    """
 
     data: memoryview
     offsets: Int64Array
     lengths: Int64Array
     sample_ids: Int64Array
+    turn: int = 0
 
     def file(self, index: int) -> memoryview:
         """One file's bytes."""
@@ -229,6 +233,7 @@ class NativeDecoder:
             form.scale,
             form.bias,
             self._most_pixels,
+            encoded.turn,
             out.data,
         )
         if not statuses.any():
