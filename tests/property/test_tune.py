@@ -207,7 +207,7 @@ def test_one_bad_interval_changes_nothing():
 
 
 def test_uneven_batches_are_planned_with_as_their_larger_ones():
-    tight = replace(WIDE, room_bytes=8 * MIB)
+    tight = replace(WIDE, room_bytes=5 * MIB)
     even = replace(HUNGRY, decode_s=0.0, p95_bytes=int(1.2 * MIB))
     uneven = replace(even, p95_bytes=3 * MIB)
     assert run(START, tight, [even] * 3)[1][1] == Decision(

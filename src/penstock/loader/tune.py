@@ -205,7 +205,9 @@ def decide(seen: Observation, state: State, limits: Limits) -> tuple[State, Deci
     if decision is None:
         return replace(state, trial=None), None
     trial = None if forced else _Trial(decision, state.best_per_s, seen.waiting)
-    return _changed(decision, trial, state), decision
+    # After a cut, what was possible before it is no measure any more.
+    best_per_s = state.best_per_s if decision.direction > 0 else seen.batches_per_s
+    return _changed(decision, trial, best_per_s, state), decision
 
 
 def _near_the_limit(seen: Observation, limits: Limits) -> bool:
@@ -224,7 +226,7 @@ def _counted(seen: Observation, state: State) -> State:
     )
 
 
-def _changed(decision: Decision, trial: _Trial | None, state: State) -> State:
+def _changed(decision: Decision, trial: _Trial | None, best_per_s: float, state: State) -> State:
     last = state.moves.get(decision.knob)
     turns = 0 if last is None else last.turns + (last.direction != decision.direction)
     move = _Move(decision.direction, state.interval, turns)
@@ -234,6 +236,7 @@ def _changed(decision: Decision, trial: _Trial | None, state: State) -> State:
         resting=REST_INTERVALS,
         hungry=0,
         served=0,
+        best_per_s=best_per_s,
         trial=trial,
         moves=MappingProxyType({**state.moves, decision.knob: move}),
     )
@@ -252,10 +255,13 @@ def _fit_the_memory(seen: Observation, state: State, limits: Limits) -> Decision
     """Lower what takes memory when the process nears its limit, or when the cap holds less than is built at once."""
     if _near_the_limit(seen, limits):
         return _lower(("queue", "prefetch"), state, limits, "the process nears its limit", now=True)
-    held = state.knobs.prefetch + 1  # the loop has one
-    if seen.batch_bytes and held > 2 and held * seen.batch_bytes > limits.room_bytes:
-        return _lower(("prefetch",), state, limits, "the cap has no room for so many batches", now=True)
-    return None
+    if not seen.batch_bytes:
+        return None
+    before, fitting = state.knobs.prefetch, limits.room_bytes // seen.batch_bytes - 1  # the loop has one
+    after = max(limits.prefetch.least, fitting)
+    if before <= fitting + 1 or after >= before:  # one too many is nothing: sizes waver
+        return None
+    return Decision("prefetch", before, after, "the cap has no room for so many batches")
 
 
 def _take_back(seen: Observation, state: State, limits: Limits) -> Decision | None:
