@@ -52,7 +52,7 @@ auto jpeg_headers(nb::handle data, Int64s offsets, Int64s lengths) {
 
 auto decode(DecodePool& pool, nb::handle data, Int64s offsets, Int64s lengths, Windows windows, Flags flips,
             std::pair<int, int> hw, int layout, int type, nb::sequence scale, nb::sequence bias, int64_t most_pixels,
-            int64_t turn, nb::handle out) {
+            nb::handle out, int64_t turn) {
   const BufferView from(data, false);
   const BufferView to(out, true);
   check_ranges(offsets, lengths, from.size(), "data");
@@ -106,10 +106,10 @@ void register_decode(nb::module_& m) {
            "Have so many threads from the next picture on, at least 1; those that aren't wanted wait.")
       .def("decode", &decode, nb::arg("data"), nb::arg("offsets"), nb::arg("lengths"), nb::arg("windows"),
            nb::arg("flips"), nb::arg("hw"), nb::arg("layout"), nb::arg("type"), nb::arg("scale"), nb::arg("bias"),
-           nb::arg("most_pixels"), nb::arg("turn"), nb::arg("out"),
+           nb::arg("most_pixels"), nb::arg("out"), nb::arg("turn") = 0,
            nb::sig("def decode(self, data: Buffer, offsets: Int64s, lengths: Int64s, windows: Float64s, flips: UInt8s, "
                    "hw: tuple[int, int], layout: int, type: int, scale: Sequence[float], bias: Sequence[float], "
-                   "most_pixels: int, turn: int, out: Buffer) -> tuple[Int32s, list[str]]"),
+                   "most_pixels: int, out: Buffer, turn: int = 0) -> tuple[Int32s, list[str]]"),
            "Decode, crop, resize, mirror and normalise a batch into ``out``; the GIL is released. Of the batches\n"
            "that wait, the one with the lowest ``turn`` goes first.\n\n"
            "Returns a DECODE_* status and a message for each file.");

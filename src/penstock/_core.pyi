@@ -113,7 +113,7 @@ class DecodePool:
         Have so many threads from the next picture on, at least 1; those that aren't wanted wait.
         """
 
-    def decode(self, data: Buffer, offsets: Int64s, lengths: Int64s, windows: Float64s, flips: UInt8s, hw: tuple[int, int], layout: int, type: int, scale: Sequence[float], bias: Sequence[float], most_pixels: int, turn: int, out: Buffer) -> tuple[Int32s, list[str]]:
+    def decode(self, data: Buffer, offsets: Int64s, lengths: Int64s, windows: Float64s, flips: UInt8s, hw: tuple[int, int], layout: int, type: int, scale: Sequence[float], bias: Sequence[float], most_pixels: int, out: Buffer, turn: int = 0) -> tuple[Int32s, list[str]]:
         """
         Decode, crop, resize, mirror and normalise a batch into ``out``; the GIL is released. Of the batches
         that wait, the one with the lowest ``turn`` goes first.

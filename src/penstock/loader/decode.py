@@ -233,8 +233,8 @@ class NativeDecoder:
             form.scale,
             form.bias,
             self._most_pixels,
-            encoded.turn,
             out.data,
+            encoded.turn,
         )
         if not statuses.any():
             return
