@@ -70,15 +70,24 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some rows of a unit, and where in ``dest`` the samples of the whole unit belong."""
+    """Some rows of a unit, or with a slice all, and where in ``dest`` the samples of the whole unit belong."""
 
     unit: Unit
-    rows: Int64Array
+    rows: Int64Array | slice
     dest: Buffer
-    unit_dest_offsets: Int64Array
+    unit_dest_offsets: Int64Array  # one for each row
 
-    def of(self, rows: Int64Array) -> _Part:
+    def take(self, positions: Int64Array) -> _Part:
+        """Some of these rows, by their positions among them."""
+        rows = positions if isinstance(self.rows, slice) else self.rows[positions]
         return _Part(self.unit, rows, self.dest, self.unit_dest_offsets)
+
+    def row(self, index: int) -> int:
+        return index if isinstance(self.rows, slice) else int(self.rows[index])
+
+    @property
+    def locations(self) -> Int64Array:
+        return self.unit.locations[self.rows]
 
     @property
     def offsets(self) -> Int64Array:
@@ -150,51 +159,56 @@ class Fetcher:
             StoreError: the bytes can't be had.
         """
         started = time.monotonic()
-        every = _Part(unit, np.arange(len(unit.lengths)), dest, unit.dest_offsets())
+        every = _Part(unit, slice(None), dest, unit.dest_offsets()[:-1])
         whole = unit.offsets < 0
-        if whole.any():
-            self._fetch_whole(every.of(np.flatnonzero(whole)))
-        if not whole.all():
-            self._fetch_ranges(every.of(np.flatnonzero(~whole)))
+        if not whole.any():
+            self._fetch_ranges(every)
+        else:
+            self._fetch_whole(every.take(np.flatnonzero(whole)))
+            if not whole.all():
+                self._fetch_ranges(every.take(np.flatnonzero(~whole)))
         self._clock.record("fetch", unit.index, started)
 
     def _fetch_ranges(self, part: _Part) -> None:
-        locations, numbers = np.unique(part.unit.locations[part.rows], return_inverse=True)
-        places = [self._place(location) for location in locations.tolist()]
-        local = [number for number, (store, _) in enumerate(places) if store is None]
-        for number, (store, key) in enumerate(places):
-            if store is not None:
-                rows = part.rows[numbers == number]
-                self._read_object(store, key, part.of(rows[np.argsort(part.unit.offsets[rows])]))
+        rows_locations = part.locations
+        locations = sorted(set(rows_locations.tolist()))
+        local = []
+        for location in locations:
+            store, key = self._place(location)
+            if store is None:
+                local.append(location)
+            else:
+                self._read_object(store, key, part.take(np.flatnonzero(rows_locations == location)))
+        if len(local) == len(locations) <= _OPEN_FILES:
+            self._read_files(part, local)
+            return
         for start in range(0, len(local), _OPEN_FILES):
             some = local[start : start + _OPEN_FILES]
-            files = self._open(locations[some].tolist())  # held while it reads
-            fds = np.full(len(places), -1)
-            fds[some] = [file.fd for file in files]
-            self._read_files(part, fds[numbers])
+            self._read_files(part.take(np.flatnonzero(np.isin(rows_locations, some))), some)
 
     def _fetch_whole(self, part: _Part) -> None:
-        places = [self._place(index) for index in part.unit.locations[part.rows].tolist()]
+        places = [self._place(index) for index in part.locations.tolist()]
         local = [position for position, (store, _) in enumerate(places) if store is None]
         if local:
-            files = part.of(part.rows[local])
+            files = part.take(np.array(local))
             paths = [os.fsencode(places[position][1]) for position in local]
             self._check(files, _core.read_files(paths, files.lengths, files.dest, files.dest_offsets, files.crcs))
         remote = [position for position, (store, _) in enumerate(places) if store is not None]
         if remote:
-            objects = part.of(part.rows[remote])
+            objects = part.take(np.array(remote))
             keys = [(index, store, key) for index, (store, key) in enumerate(places[p] for p in remote) if store]
             self._side_by_side(partial(_stream_whole, objects), keys)
             self._verify(objects)
 
-    def _read_files(self, part: _Part, fds: Int64Array) -> None:
+    def _read_files(self, part: _Part, locations: list[int]) -> None:
         """Read ranges of many files at once: each call into the core may have to wait for the interpreter's lock."""
-        if (fds < 0).any():
-            part, fds = part.of(part.rows[fds >= 0]), fds[fds >= 0]
+        files = self._open(locations)  # held while it reads
+        fds = np.array([file.fd for file in files])[np.searchsorted(locations, part.locations)]
         places = part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs
         self._check(part, _core.read_ranges(fds, *places, threads=_READ_THREADS))
 
     def _read_object(self, store: Store, key: str, part: _Part) -> None:
+        part = part.take(np.argsort(part.offsets))
         offsets, lengths, dests = part.offsets, part.lengths, part.dest_offsets
 
         def read(span: Span) -> None:
@@ -228,7 +242,7 @@ class Fetcher:
     def _check(self, part: _Part, outcome: tuple[int, int, int]) -> None:
         status, index, detail = outcome
         if status != _core.READ_OK:
-            raise self._error(status, detail, part.unit, int(part.rows[index]))
+            raise self._error(status, detail, part.unit, part.row(index))
 
     def _error(self, status: int, detail: int, unit: Unit, row: int) -> PenstockError:
         sample, length, offset = int(unit.sample_ids[row]), int(unit.lengths[row]), int(unit.offsets[row])
