@@ -1,6 +1,7 @@
 // Gathering: many byte ranges of files into one block of memory, with as few system calls as it takes.
 //
-// Threads: plain functions without state; any thread, any number at once. They block on the disk.
+// Threads: plain functions without state; any thread, any number at once. They block on the disk; threads that
+// read_ranges starts end before it returns.
 #pragma once
 
 #include <cstddef>
@@ -30,9 +31,11 @@ struct ReadPlan {
   const int64_t* expected_crcs;
 };
 
-// Reads ranges, each of a file that is open as fds[i]. Neighbours in one file whose offsets ascend with gaps of at most
-// a few KiB (a tar header, say) become one preadv that scatters them; so give them file by file, in each one's order.
-ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest);
+// Reads ranges, each of a file that is open as fds[i], with up to `threads` threads, this one included. Ranges that
+// are neighbours in a file, with gaps of at most a few KiB (a tar header, say), become one preadv that scatters them.
+// What isn't in the page cache is asked for all at once. A failure is the first in the order of files and offsets.
+ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest,
+                       size_t threads = 1);
 
 // Reads whole files, each exactly as long as planned.
 ReadResult read_files(const char* const* paths, const ReadPlan& plan, std::byte* dest);

@@ -17,7 +17,7 @@ void register_crc(nb::module_& m) {
       },
       nb::arg("data"), nb::arg("value") = 0, nb::sig("def crc32c(data: Buffer, value: int = 0) -> int"),
       "CRC-32C (RFC 3720) of ``data``, going on from ``value``.");
-  m.def("crc32c_implementation", &crc32c_implementation, "sse4.2, armv8 or table.");
+  m.def("crc32c_implementation", &crc32c_implementation, "vpclmulqdq, sse4.2, armv8 or table.");
   m.def(
       "crc32c_many",
       [](nb::handle data, Int64s offsets, Int64s lengths) {

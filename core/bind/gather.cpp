@@ -25,7 +25,7 @@ void register_gather(nb::module_& m) {
   m.def(
       "read_ranges",
       [](Int64s fds, Int64s file_offsets, Int64s lengths, nb::handle dest, Int64s dest_offsets,
-         std::optional<Int64s> expected_crcs) {
+         std::optional<Int64s> expected_crcs, size_t threads) {
         const BufferView view(dest, true);
         check_ranges(file_offsets, lengths, kAnySize, "the file");
         check_ranges(dest_offsets, lengths, view.size(), "dest");
@@ -33,12 +33,12 @@ void register_gather(nb::module_& m) {
           throw Error(ErrorCode::invalid_argument, "fds and lengths differ in count");
         const ReadPlan plan = make_plan(lengths, dest_offsets, expected_crcs);
         nb::gil_scoped_release unlocked;
-        return as_tuple(read_ranges(fds.data(), file_offsets.data(), plan, view.data()));
+        return as_tuple(read_ranges(fds.data(), file_offsets.data(), plan, view.data(), threads));
       },
       nb::arg("fds"), nb::arg("file_offsets"), nb::arg("lengths"), nb::arg("dest"), nb::arg("dest_offsets"),
-      nb::arg("expected_crcs").none() = nb::none(),
+      nb::arg("expected_crcs").none() = nb::none(), nb::arg("threads") = 1,
       nb::sig("def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, "
-              "expected_crcs: Int64s | None = None) -> tuple[int, int, int]"),
+              "expected_crcs: Int64s | None = None, threads: int = 1) -> tuple[int, int, int]"),
       "Read ranges, each of an open file, into ``dest``; ascending neighbours become one system call.\n\n"
       "Returns (status, index of the first bad range, detail); the statuses are READ_*.");
   m.def(

@@ -86,7 +86,7 @@ def crc32c(data: Buffer, value: int = 0) -> int:
     """CRC-32C (RFC 3720) of ``data``, going on from ``value``."""
 
 def crc32c_implementation() -> str:
-    """sse4.2, armv8 or table."""
+    """vpclmulqdq, sse4.2, armv8 or table."""
 
 def crc32c_many(data: Buffer, offsets: Int64s, lengths: Int64s) -> UInt32s:
     """CRC-32C of each ``data[offset : offset + length]``."""
@@ -129,7 +129,7 @@ DECODE_DAMAGED: int = 2
 
 DECODE_TOO_LARGE: int = 3
 
-def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, expected_crcs: Int64s | None = None) -> tuple[int, int, int]:
+def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, expected_crcs: Int64s | None = None, threads: int = 1) -> tuple[int, int, int]:
     """
     Read ranges, each of an open file, into ``dest``; ascending neighbours become one system call.
 

@@ -418,6 +418,24 @@ def test_shuffled_epochs_hold_every_sample_once_and_differ(load, packed, content
     assert orders[0] != sorted(orders[0])
 
 
+def test_a_batch_may_come_from_more_files_than_are_kept_open(load, tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.loader.fetch._OPEN_FILES", 3)
+    files = [np.random.default_rng(number).bytes(1000) for number in range(10)]
+    rows, wanted = [], []
+    for number in range(40):  # each file in turn: its later bytes before its first ones, then the whole of it
+        path, (start, size) = (
+            tmp_path / f"{number % 10}.bin",
+            [(600, 300), (100, 500), (950, 50), (0, 1000)][number // 10],
+        )
+        path.write_bytes(files[number % 10])
+        rows.append(f"{number}\t{path}" + ("" if size == 1000 else f"\t{start}\t{size}"))
+        wanted.append(files[number % 10][start : start + size])
+    table = tmp_path / "dev.tsv"
+    table.write_text("\n".join(rows))
+    (batch,) = load("anything", dev_manifest_path=str(table))
+    assert [bytes(sample) for sample in batch] == wanted
+
+
 def test_views_hold_the_charge_until_the_last_one_dies(load, packed):
     loader = load(packed, batch_size_samples=60)
     batch = next(loader)

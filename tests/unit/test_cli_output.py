@@ -95,7 +95,7 @@ def test_doctor_finds_what_every_loader_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-show-me-in-any-log")
     found = {(fact.topic, fact.name): fact for fact in facts()}
-    assert found["core", "crc32c"].value.split(",")[0] in {"sse4.2", "armv8", "table"}
+    assert found["core", "crc32c"].value.split(",")[0] in {"vpclmulqdq", "sse4.2", "armv8", "table"}
     assert found["payload memory", "memfd"].health == "ok"
     assert str(tmp_path) in found["places", "columnar manifests"].value
     assert "PENSTOCK_CACHE_DIR" in found["places", "columnar manifests"].value

@@ -11,12 +11,10 @@ import errno
 import os
 import stat
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -46,6 +44,8 @@ __all__ = ["Fetcher"]
 T = TypeVar("T")
 
 _OPEN_FILES = 128  # shards kept open; an epoch in shuffled order comes back to each of them in every batch
+_PLACES = 1024  # locations whose path or store is remembered
+_READ_THREADS = min(4, len(os.sched_getaffinity(0)))  # of one batch: so many cores saturate most machines' memory
 _OBJECT_GAP_BYTES = 256 << 10  # at 1 GB/s and 1 ms a request, reading this much in vain is the cheaper way
 _OBJECT_SPAN_BYTES = 8 << 20
 _OBJECT_READS = 8  # ranged reads of one loader under way at once; the process's own limit is the store's
@@ -70,15 +70,24 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some rows of a unit, and where in ``dest`` the samples of the whole unit belong."""
+    """Some rows of a unit, or with a slice all, and where in ``dest`` the samples of the whole unit belong."""
 
     unit: Unit
-    rows: Int64Array
+    rows: Int64Array | slice
     dest: Buffer
-    unit_dest_offsets: Int64Array
+    unit_dest_offsets: Int64Array  # one for each row
 
-    def of(self, rows: Int64Array) -> _Part:
+    def take(self, positions: Int64Array) -> _Part:
+        """Some of these rows, by their positions among them."""
+        rows = positions if isinstance(self.rows, slice) else self.rows[positions]
         return _Part(self.unit, rows, self.dest, self.unit_dest_offsets)
+
+    def row(self, index: int) -> int:
+        return index if isinstance(self.rows, slice) else int(self.rows[index])
+
+    @property
+    def locations(self) -> Int64Array:
+        return self.unit.locations[self.rows]
 
     @property
     def offsets(self) -> Int64Array:
@@ -103,10 +112,11 @@ class Fetcher:
     def __init__(self, dataset: Resolved, clock: StageClock | None = None) -> None:
         self._dataset = dataset
         self._clock = clock or StageClock()
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._files: dict[int, _File] = {}  # by location, the oldest first
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._stores: dict[str, Store] = {}  # by root: finding one reads the environment
+        self._places: dict[int, tuple[Store | None, str]] = {}
         self._interrupt = Interrupt()
         self._closed = False
 
@@ -149,54 +159,56 @@ class Fetcher:
             StoreError: the bytes can't be had.
         """
         started = time.monotonic()
-        every = _Part(unit, np.arange(len(unit.lengths)), dest, unit.dest_offsets())
+        every = _Part(unit, slice(None), dest, unit.dest_offsets()[:-1])
         whole = unit.offsets < 0
-        if whole.any():
-            self._fetch_whole(every.of(np.flatnonzero(whole)))
-        if not whole.all():
-            self._fetch_ranges(every.of(np.flatnonzero(~whole)))
+        if not whole.any():
+            self._fetch_ranges(every)
+        else:
+            self._fetch_whole(every.take(np.flatnonzero(whole)))
+            if not whole.all():
+                self._fetch_ranges(every.take(np.flatnonzero(~whole)))
         self._clock.record("fetch", unit.index, started)
 
     def _fetch_ranges(self, part: _Part) -> None:
-        locations = part.unit.locations[part.rows]
-        if (np.diff(locations) < 0).any() or (np.diff(part.offsets) < 0).any():
-            order = np.lexsort((part.offsets, locations))
-            part, locations = part.of(part.rows[order]), locations[order]
-        ends = [*(np.flatnonzero(np.diff(locations)) + 1).tolist(), len(locations)]
-        local: list[tuple[int, str, Int64Array]] = []
-        for start, end in pairwise([0, *ends]):
-            location, rows = int(locations[start]), part.rows[start:end]
-            store, path = self._place(location)
+        rows_locations = part.locations
+        locations = sorted(set(rows_locations.tolist()))
+        local = []
+        for location in locations:
+            store, key = self._place(location)
             if store is None:
-                local.append((location, path, rows))
+                local.append(location)
             else:
-                self._read_object(store, path, part.of(rows))
+                self._read_object(store, key, part.take(np.flatnonzero(rows_locations == location)))
+        if len(local) == len(locations) <= _OPEN_FILES:
+            self._read_files(part, local)
+            return
         for start in range(0, len(local), _OPEN_FILES):
-            self._read_files(part, local[start : start + _OPEN_FILES])
+            some = local[start : start + _OPEN_FILES]
+            self._read_files(part.take(np.flatnonzero(np.isin(rows_locations, some))), some)
 
     def _fetch_whole(self, part: _Part) -> None:
-        places = [self._place(index) for index in part.unit.locations[part.rows].tolist()]
+        places = [self._place(index) for index in part.locations.tolist()]
         local = [position for position, (store, _) in enumerate(places) if store is None]
         if local:
-            files = part.of(part.rows[local])
+            files = part.take(np.array(local))
             paths = [os.fsencode(places[position][1]) for position in local]
             self._check(files, _core.read_files(paths, files.lengths, files.dest, files.dest_offsets, files.crcs))
         remote = [position for position, (store, _) in enumerate(places) if store is not None]
         if remote:
-            objects = part.of(part.rows[remote])
+            objects = part.take(np.array(remote))
             keys = [(index, store, key) for index, (store, key) in enumerate(places[p] for p in remote) if store]
             self._side_by_side(partial(_stream_whole, objects), keys)
             self._verify(objects)
 
-    def _read_files(self, part: _Part, local: list[tuple[int, str, Int64Array]]) -> None:
+    def _read_files(self, part: _Part, locations: list[int]) -> None:
         """Read ranges of many files at once: each call into the core may have to wait for the interpreter's lock."""
-        files = [self._open(location, path) for location, path, _ in local]  # held until all is read
-        fds = np.repeat([file.fd for file in files], [len(rows) for *_, rows in local])
-        part = part.of(np.concatenate([rows for *_, rows in local]))
-        outcome = _core.read_ranges(fds, part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs)
-        self._check(part, outcome)
+        files = self._open(locations)  # held while it reads
+        fds = np.array([file.fd for file in files])[np.searchsorted(locations, part.locations)]
+        places = part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs
+        self._check(part, _core.read_ranges(fds, *places, threads=_READ_THREADS))
 
     def _read_object(self, store: Store, key: str, part: _Part) -> None:
+        part = part.take(np.argsort(part.offsets))
         offsets, lengths, dests = part.offsets, part.lengths, part.dest_offsets
 
         def read(span: Span) -> None:
@@ -230,7 +242,7 @@ class Fetcher:
     def _check(self, part: _Part, outcome: tuple[int, int, int]) -> None:
         status, index, detail = outcome
         if status != _core.READ_OK:
-            raise self._error(status, detail, part.unit, int(part.rows[index]))
+            raise self._error(status, detail, part.unit, part.row(index))
 
     def _error(self, status: int, detail: int, unit: Unit, row: int) -> PenstockError:
         sample, length, offset = int(unit.sample_ids[row]), int(unit.lengths[row]), int(unit.offsets[row])
@@ -254,26 +266,38 @@ class Fetcher:
             sample_id=sample,
         )
 
-    def _open(self, location: int, path: str) -> _File:
+    def _open(self, locations: list[int]) -> list[_File]:
+        """The files of at most ``_OPEN_FILES`` locations, open for as long as the caller holds them."""
         with self._lock:
             if self._closed:
                 raise ClosedError("the loader was closed while it was reading")
-            file = self._files.get(location)
-            if file is not None:
-                self._files.move_to_end(location)
-                return file
+            found = [self._files.get(location) for location in locations]
+        return [file or self._open_anew(location) for file, location in zip(found, locations, strict=True)]
+
+    def _open_anew(self, location: int) -> _File:
+        _, path = self._place(location)
         try:
             file = _File(path)
         except OSError as error:
             raise _os_error(error.errno or errno.EIO, path) from error
         with self._lock:
+            if self._closed:
+                raise ClosedError("the loader was closed while it was reading")
             self._files[location] = file
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
+                del self._files[next(iter(self._files))]
         return file
 
     def _place(self, index: int) -> tuple[Store | None, str]:
         """Where a location is: (None, path) for a file of this machine, else (store, key)."""
+        place = self._places.get(index)
+        if place is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            place = self._places[index] = self._find_place(index)
+        return place
+
+    def _find_place(self, index: int) -> tuple[Store | None, str]:
         location = self._dataset.location(index)
         if "\0" in location:
             raise ManifestError(f"location {location!r} has a NUL byte, which no file name can have")
