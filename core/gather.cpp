@@ -164,22 +164,21 @@ ReadResult check(const Ranges& ranges, Run run, int64_t reached) {
 class Reading {
  public:
   Reading(const int64_t* fds, const int64_t* file_offsets, const ReadPlan& plan, std::byte* dest)
-      : ranges_(fds, file_offsets, plan, dest), runs_(runs_of(ranges_)), bad_(runs_.size()) {}
+      : ranges_(fds, file_offsets, plan, dest), runs_(runs_of(ranges_)), after_(runs_.size()), bad_(runs_.size()) {}
 
-  // What every thread does.
+  // What every thread does. It allocates nothing: a thread that can't would end the process.
   void take_part() {
-    std::vector<size_t> put_off;
+    PutOff put_off{after_, run_count(), run_count()};
     int64_t asked_bytes = 0;
     for (size_t run; (run = next_.fetch_add(1)) < bad_.load();) {
       if (read(run, true)) continue;
-      put_off.push_back(run);
+      put_off.add(run);
       asked_bytes += ask_for(runs_[run]);
       if (asked_bytes < kMaxAhead) continue;
-      for (const size_t waiting : put_off) read(waiting, false);
-      put_off.clear();
+      read_all(put_off);
       asked_bytes = 0;
     }
-    for (const size_t waiting : put_off) read(waiting, false);
+    read_all(put_off);
   }
 
   size_t run_count() const { return runs_.size(); }
@@ -187,6 +186,21 @@ class Reading {
   ReadResult result() const { return result_; }
 
  private:
+  // Runs that wait for the disk, one thread's, as a list through `after`.
+  struct PutOff {
+    std::vector<size_t>& after;
+    size_t first, last;  // at the end of all runs: none
+
+    void add(size_t run) {
+      (first == after.size() ? first : after[last]) = run;
+      after[last = run] = after.size();
+    }
+  };
+
+  void read_all(PutOff& put_off) {
+    for (; put_off.first < run_count(); put_off.first = after_[put_off.first]) read(put_off.first, false);
+  }
+
   // False if the run has to wait for the disk.
   bool read(size_t index, bool only_cached) {
     if (index >= bad_.load()) return true;
@@ -218,6 +232,7 @@ class Reading {
 
   const Ranges ranges_;
   const std::vector<Run> runs_;
+  std::vector<size_t> after_;  // what each run's thread put off next
   std::atomic<size_t> next_{0};
   std::atomic<size_t> bad_;  // runs from here on need not be read
   std::mutex mutex_;
@@ -263,6 +278,7 @@ ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const Re
   Reading reading(fds, file_offsets, plan, dest);
   std::vector<std::thread> helpers;
   const size_t wanted = std::min(threads, reading.run_count() / kLeastRuns);
+  helpers.reserve(wanted);
   try {
     while (helpers.size() + 1 < wanted) helpers.emplace_back([&reading] { reading.take_part(); });
   } catch (const std::system_error&) {  // no more threads to be had: those that are there do it
