@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
-    from penstock.loader import Batch, DataLoader, load
+    from penstock.loader import Batch, DataLoader, load, merge_states
     from penstock.observe import metrics
     from penstock.packing import pack, pack_dir
 
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "errors",
     "load",
+    "merge_states",
     "metrics",
     "pack",
     "pack_dir",
@@ -45,6 +46,7 @@ _HOMES = {
     "Manifest": "penstock.dataset.manifest",
     "PenstockError": "penstock.errors",
     "load": "penstock.loader",
+    "merge_states": "penstock.loader",
     "pack": "penstock.packing",
     "pack_dir": "penstock.packing",
     "resolve_manifest_hash": "penstock.dataset.resolve",

@@ -25,7 +25,8 @@
      ├─ ResolveError                     a link that can't be turned into a manifest
      │   ├─ EmptyDataset                 nothing to index or to pack
      │   └─ ManifestNotFound(LookupError)
-     └─ PackError                        input that can't be packed
+     ├─ PackError                        input that can't be packed
+     └─ ResumeError(ValueError)          a state that a loader can't go on from
 
 A message says what was given, what was allowed and what to do. Everything is a ``RuntimeError``, because the
 four systems whose programs run on Penstock raise that; the second base, where there is one, is the builtin that
@@ -54,6 +55,7 @@ __all__ = [
     "PenstockError",
     "PreconditionFailed",
     "ResolveError",
+    "ResumeError",
     "RssExceeded",
     "SampleChanged",
     "ShardCorrupt",
@@ -186,6 +188,10 @@ class EmptyDataset(ResolveError):
 
 class ManifestNotFound(ResolveError, LookupError):
     """The manifest store has no manifest with this hash."""
+
+
+class ResumeError(PenstockError, ValueError):
+    """A state that a loader can't go on from; the message says why."""
 
 
 class PackError(PenstockError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -149,6 +149,10 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         epoch: int = 0,
         profile: str | None = None,
         tune: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        resume: Mapping[str, Any] | None = None,
         resize_hw: Sequence[int] | None = None,
         to_float: bool = True,
         center_crop_hw: Sequence[int] | None = None,
@@ -162,21 +166,14 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         dtype: PixelType | None = None,
         layout: Layout = "NCHW",
     ) -> None:
-        self._transform = _transform(
-            {
-                "resize_hw": resize_hw,
-                "center_crop_hw": center_crop_hw,
-                "random_resized_crop_hw": random_resized_crop_hw,
-            },
-            shorter_side,
-            ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip),
-        )
+        sizes = {"resize": resize_hw, "center_crop": center_crop_hw, "random_resized_crop": random_resized_crop_hw}
+        rest = ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip)
+        self._transform = _transform(sizes, shorter_side, rest)
         self._format = _format(dtype or ("float32" if to_float else "uint8"), layout, mean, std)
-        self._settings = settings = DecodeSettings.from_environment()
         require_torch()
         _require_pillow()
-        self._decoder = settings.decoder()
-        self._randomness = (seed, epoch)
+        self._settings = DecodeSettings.from_environment()
+        self._decoder = self._settings.decoder()
         super().__init__(
             dataset_link,
             manifest_store_root=manifest_store_root,
@@ -195,6 +192,10 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
             epoch=epoch,
             profile=profile,
             tune=tune,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            resume=resume,
         )
         self._classes: list[str] | None = None
         self._classes_read = False
@@ -211,7 +212,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         return self._classes
 
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
-        randomness = Randomness(self.manifest_hash, *self._randomness)
+        randomness = Randomness(self.manifest_hash, self._epoch.seed, self._epoch.epoch)
         return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format, clock=self._clock)
 
     def _side_by_side(self) -> bool:
@@ -302,7 +303,7 @@ def _common_size(unit: Unit, sizes: Int64Array) -> tuple[int, int]:
 def _transform(
     sizes: dict[str, Sequence[int] | None], shorter_side: int | None, rest: ImageTransform
 ) -> ImageTransform:
-    given = {name: _checked_hw(name, hw) for name, hw in sizes.items() if hw is not None}
+    given = {f"{name}_hw": _checked_hw(f"{name}_hw", hw) for name, hw in sizes.items() if hw is not None}
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude one another; give one of them")
     name, out_hw = next(iter(given.items()), ("resize_hw", None))

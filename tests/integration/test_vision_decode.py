@@ -382,3 +382,18 @@ def test_types_and_layouts_of_tensors(dataset, dtype, layout):
 def test_bad_arguments_name_the_argument_and_the_choices(dataset, arguments, text):
     with pytest.raises(ConfigError, match=text):
         epoch_of(dataset, **arguments)
+
+
+def test_going_on_shows_the_same_pixels_on_other_ranks(dataset):
+    whole, _, _ = epoch_of(dataset, batch_size_samples=4, **TRAINING)
+    link, store = str(dataset / "out"), str(dataset / "store")
+    again = {"seed": 3, "shuffle": True, "manifest_store_root": store, **TRAINING}
+    with penstock.vision.ImageFolderLoader(link, batch_size_samples=4, prefetch_batches=3, **again) as loader:
+        next(loader)
+        state = loader.state_dict()
+    ranks = [
+        epoch_of(dataset, batch_size_samples=2, rank=rank, world_size=5, resume=state, **TRAINING)[0]
+        for rank in range(5)
+    ]
+    by_rank = torch.stack(ranks).unflatten(1, (2, 2))  # five ranks, two steps, batches of two
+    assert torch.equal(by_rank.transpose(0, 1).flatten(0, 2), whole[4:])

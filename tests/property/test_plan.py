@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from penstock.errors import ManifestError, UnitTooLarge
 from penstock.loader.order import Sequential
 from penstock.loader.plan import BatchLimits, coalesce, plan_units
+from penstock.loader.split import Split, Steps
 
 
 def manifest(lengths, labels=None):
@@ -31,7 +32,8 @@ def no_size(_):
 
 
 def plan(lengths, limits, labels=None, size_of=no_size):
-    return list(plan_units(manifest(lengths, labels), Sequential(0, len(lengths)), limits, size_of))
+    steps = Steps(len(lengths), Split(limits.samples)) if limits.target_bytes is None else None
+    return list(plan_units(manifest(lengths, labels), Sequential(0, len(lengths)), limits, size_of, steps))
 
 
 @given(lengths=st.lists(st.integers(0, 100), max_size=200), samples=st.integers(1, 50))

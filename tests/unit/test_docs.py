@@ -82,7 +82,7 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):
         for number in range(3):
             Image.new("RGB", (40, 30), (number, 0, 0)).save(f"photos/{label}/{number}.png")
     snippets = code_blocks(ROOT / "README.md", "python")
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         code_lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(code_lines) <= 6

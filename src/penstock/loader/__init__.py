@@ -1,11 +1,13 @@
 """Loading: plan, charge, fetch, deliver.
 
-``order`` says which sample stands where, ``plan`` cuts that into units and reads, ``fetch`` brings the bytes,
+``order`` says which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it,
+``plan`` makes units and reads of what is left, ``fetch`` brings the bytes,
 ``pipeline`` admits units under the budget and hands results out in order, ``batch`` is what the consumer gets, and
 ``loader`` puts them together.
 """
 
 from penstock.loader.batch import Batch
 from penstock.loader.loader import DataLoader, load
+from penstock.loader.state import merge_states
 
-__all__ = ["Batch", "DataLoader", "load"]
+__all__ = ["Batch", "DataLoader", "load", "merge_states"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -14,13 +14,15 @@ from typing import Any, Generic, TypeVar
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
 from penstock.dataset.resolve import Resolved, resolve
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, ResumeError
 from penstock.loader.batch import Batch
 from penstock.loader.fetch import Fetcher
-from penstock.loader.order import Order, Sequential, Shuffled
+from penstock.loader.order import Order, Remaining, Sequential, Shuffled
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import BatchLimits, Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
+from penstock.loader.split import Split, Steps
+from penstock.loader.state import Epoch, Intervals, LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
@@ -71,12 +73,17 @@ class Loader(Generic[T]):
         epoch: int = 0,
         profile: str | None = None,
         tune: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
         cap_bytes = parse_bytes(max_inflight_bytes, name="max_inflight_bytes")
         cap_bytes = whole_number("max_inflight_bytes", cap_bytes, least=1, most=_MOST_INFLIGHT_BYTES)
         limits = _batch_limits(batch_size_samples, cap_bytes, target_batch_bytes, max_batch_bytes)
         self._rss = RssGuard.from_environment()
-        how = tuning(
+        self._split = _split(limits, rank, world_size, drop_last)
+        self._how = tuning(
             profile,
             tune=tune,
             prefetch=prefetch_batches,
@@ -99,20 +106,26 @@ class Loader(Generic[T]):
         self._base = resolved.base
         start, end = _range(start_id, end_id, self._manifest.row_count)
         prove("range_selected", start_id=start, end_id=end, manifest_hash=resolved.hash)
-        self._order: Order = Sequential(start, end - start)
-        if shuffle:
-            self._order = Shuffled(start, end - start, manifest_hash=resolved.hash, seed=seed, epoch=epoch)
-        self._limits = limits
-        self._budget = Budget(cap_bytes)
+        self._resolved, self._limits, self._cap_bytes = resolved, limits, cap_bytes
+        self._epoch = Epoch(resolved.hash, start, end, bool(shuffle), seed, epoch)
         self._rss.sample()
         serve_as_configured()
-        shown = config.flag("TOP") is not False
+        self._start(_begun_with(resume, self._epoch))
+
+    def _start(self, begun_with: Intervals) -> None:
+        """Begin with what is left of the epoch."""
+        resolved, order = self._resolved, _order(self._epoch)
+        self._begun_with = begun_with
+        self._order: Order = Remaining(order, begun_with) if begun_with else order
+        self._steps = None if self._split is None else Steps(self._order.count, self._split)
+        self._budget = Budget(self._cap_bytes)
         self._open(resolved)
         self._delivered = PipelineStatistics()
-        subject = (type(self).__name__, resolved.hash, limits, cap_bytes, shuffle)
-        self._tuner = Tuner(how, subject, self._clock, self._delivered, self._rss)
+        subject = (type(self).__name__, resolved.hash, self._limits, self._cap_bytes, self._epoch.shuffle)
+        self._tuner = Tuner(self._how, subject, self._clock, self._delivered, self._rss)
         self._pipeline = self._begin()
         self._statistics = LoaderStatistics(self._delivered, self._budget, self._rss, self._clock, self._tuner)
+        shown = config.flag("TOP") is not False
         self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
         self._resources.callback(self._live.close)
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
@@ -133,7 +146,7 @@ class Loader(Generic[T]):
         knobs, set_threads = self._tuner.knobs, self._thread_setter()
         set_threads(knobs.threads)
         pipeline = Pipeline(
-            plan_units(self._manifest, self._order, self._limits, self._fetcher.size_of),
+            plan_units(self._manifest, self._order, self._limits, self._fetcher.size_of, self._steps),
             self._work(),
             self._budget,
             builders=knobs.prefetch,
@@ -206,9 +219,35 @@ class Loader(Generic[T]):
         Raises:
             TypeError: batches are cut by bytes, so that their number isn't known before they are planned.
         """
-        if self._limits.target_bytes is not None:
+        if self._steps is None:
             raise TypeError("the number of batches isn't known when they are cut by bytes")
-        return (self._order.count + self._limits.samples - 1) // self._limits.samples
+        return self._steps.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was handed out so far, as a small dict for JSON; ``resume=`` and ``load_state_dict`` go on from it.
+
+        What was only read ahead doesn't count. With several ranks it says what all of them have done when each took as
+        many steps as this one, so where they step together any rank's state will do; ``merge_states`` joins those of
+        ranks that don't.
+        """
+        taken = self._delivered.delivered_samples if self._split is None else self._delivered.delivered_batches
+        return LoaderState(self._epoch, self._begun_with, self._split, taken).to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader of the same epoch was, whatever its batches, ranks or prefetch.
+
+        Before the first batch. The same as ``resume=state`` at construction, which doesn't read the beginning in vain.
+
+        Raises:
+            ResumeError: batches were handed out already, or the state is of other samples or another order.
+        """
+        if self._delivered.delivered_batches:
+            raise ResumeError(
+                f"{self._delivered.delivered_batches} batches were handed out already; load a state before the first"
+            )
+        begun_with = _begun_with(state, self._epoch)
+        self.close()
+        self._start(begun_with)
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges, all from the consumer's side; sizes in bytes.
@@ -279,12 +318,19 @@ class DataLoader(Loader[Batch]):
         epoch: of the permutation.
         profile: ``safe``, ``balanced`` or ``throughput``: where prefetch, queue and decoding threads start, and how far
             tuning may turn them. What is given explicitly wins.
+        rank: which of ``world_size`` ranks this loader is for, from 0. Each step has a batch for each rank; all take
+            the same number of steps, and each sample is in one of their batches.
+        world_size: how many ranks share the epoch.
+        drop_last: leave out what doesn't fill a step; otherwise it is shared evenly.
+        resume: what ``state_dict()`` of a loader of the same epoch returned: only what it hadn't handed out is loaded.
+            Batch size, ranks, prefetch and cap may be others.
         tune: turn them while the loader runs, after how long ``next()`` waits and how much room there is; by default
             within the bounds of ``balanced``. What is given explicitly is then the most. It never changes what is
             delivered, nor the cap.
 
     Raises:
         ConfigError: an argument that can't work (LinkError: the link). A ``ValueError``.
+        ResumeError: the state is of other samples or another order.
         ResolveError, StoreError, ManifestError: the link can't be resolved.
     """
 
@@ -311,6 +357,10 @@ def load(
     epoch: int = 0,
     profile: str | None = None,
     tune: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+    resume: Mapping[str, Any] | None = None,
 ) -> DataLoader:
     """Load a dataset as batches of raw bytes; see ``DataLoader`` for the arguments and errors."""
     return DataLoader(
@@ -331,7 +381,41 @@ def load(
         epoch=epoch,
         profile=profile,
         tune=tune,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        resume=resume,
     )
+
+
+def _split(limits: BatchLimits, rank: int, world_size: int, drop_last: bool) -> Split | None:
+    """None where batches are cut by bytes."""
+    world_size = whole_number("world_size", world_size, least=1)
+    rank = whole_number("rank", rank, least=0)
+    if rank >= world_size:
+        raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
+    if limits.target_bytes is None:
+        return Split(limits.samples, rank, world_size, bool(drop_last))
+    if world_size > 1 or drop_last:
+        raise ConfigError(
+            "world_size and drop_last need batches that are cut by count: ranks can't agree on how many there are when "
+            "they are cut by bytes. Leave target_batch_bytes and max_batch_bytes unset"
+        )
+    return None
+
+
+def _order(epoch: Epoch) -> Order:
+    if not epoch.shuffle:
+        return Sequential(epoch.start_id, epoch.count)
+    return Shuffled(epoch.start_id, epoch.count, manifest_hash=epoch.manifest_hash, seed=epoch.seed, epoch=epoch.epoch)
+
+
+def _begun_with(resume: Mapping[str, Any] | None, epoch: Epoch) -> Intervals:
+    if resume is None:
+        return ()
+    state = LoaderState.from_dict(resume)
+    state.require(epoch)
+    return state.done()
 
 
 def _nothing(_: object) -> None:

@@ -10,12 +10,13 @@ Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64Array", "Order", "Sequential", "Shuffled", "UInt64Array", "mix"]
+__all__ = ["Int64Array", "Order", "Remaining", "Sequential", "Shuffled", "UInt64Array", "mix"]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -28,8 +29,8 @@ class Order(Protocol):
 
     count: int
 
-    def sample_ids(self, start: int, end: int) -> Int64Array:
-        """The ids at positions ``[start, end)``."""
+    def at(self, positions: Int64Array) -> Int64Array:
+        """The sample ids at these positions, each from 0 to ``count`` - 1."""
 
 
 class Sequential:
@@ -39,9 +40,9 @@ class Sequential:
         self.count = count
         self._first = first
 
-    def sample_ids(self, start: int, end: int) -> Int64Array:
-        """The ids at positions ``[start, end)``."""
-        return np.arange(self._first + start, self._first + end, dtype=np.int64)
+    def at(self, positions: Int64Array) -> Int64Array:
+        """The sample ids at these positions."""
+        return positions + self._first
 
 
 class Shuffled:
@@ -55,9 +56,9 @@ class Shuffled:
         digest = hashlib.shake_256(f"penstock order {manifest_hash} {seed} {epoch}".encode())
         self._keys = np.frombuffer(digest.digest(8 * _ROUNDS), dtype="<u8").astype(np.uint64)
 
-    def sample_ids(self, start: int, end: int) -> Int64Array:
-        """The ids at positions ``[start, end)``."""
-        ids = self._permute(np.arange(start, end, dtype=np.uint64))
+    def at(self, positions: Int64Array) -> Int64Array:
+        """The sample ids at these positions."""
+        ids = self._permute(positions.astype(np.uint64))
         outside = np.flatnonzero(ids >= self.count)
         while outside.size:  # at most three steps a sample on average: the domain is less than 4 x count
             ids[outside] = self._permute(ids[outside])
@@ -72,6 +73,43 @@ class Shuffled:
             mixed ^= left
             left, right = right, mixed
         return (left << self._half_bits) | right
+
+
+class Remaining:
+    """What is left of an order when some of its positions are done.
+
+    Args:
+        order: the whole.
+        done: half-open intervals of its positions, ascending and apart from one another.
+    """
+
+    def __init__(self, order: Order, done: Sequence[tuple[int, int]]) -> None:
+        self._order = order
+        starts = np.array([0, *(end for _, end in done)], dtype=np.int64)
+        ends = np.array([*(start for start, _ in done), order.count], dtype=np.int64)
+        self._starts = starts
+        self._before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ends - starts)])  # left below each
+        self.count = int(self._before[-1])
+
+    def at(self, positions: Int64Array) -> Int64Array:
+        """The sample ids at these positions of what is left."""
+        return self._order.at(self.whole(positions))
+
+    def whole(self, positions: Int64Array) -> Int64Array:
+        """Where these positions of what is left are in the whole."""
+        gaps = np.searchsorted(self._before, positions, side="right") - 1
+        found: Int64Array = positions - self._before[gaps] + self._starts[gaps]
+        return found
+
+    def intervals(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The positions ``[start, end)`` of what is left, as intervals of the whole, ascending."""
+        found = []
+        for gap, first in enumerate(self._starts.tolist()):
+            low, high = max(start, int(self._before[gap])), min(end, int(self._before[gap + 1]))
+            if low < high:
+                offset = first - int(self._before[gap])
+                found.append((low + offset, high + offset))
+        return found
 
 
 def mix(values: UInt64Array) -> UInt64Array:

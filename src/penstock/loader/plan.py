@@ -14,6 +14,7 @@ import numpy as np
 from penstock.dataset.manifest import Manifest
 from penstock.errors import ManifestError, UnitTooLarge
 from penstock.loader.order import Int64Array, Order
+from penstock.loader.split import Steps
 
 __all__ = ["BatchLimits", "Span", "Unit", "coalesce", "plan_units"]
 
@@ -73,16 +74,25 @@ SizeOf = Callable[[Int64Array], Int64Array]
 """Bytes of whole objects: location indexes -> sizes."""
 
 
-def plan_units(manifest: Manifest, order: Order, limits: BatchLimits, size_of: SizeOf) -> Iterator[Unit]:
+def plan_units(
+    manifest: Manifest, order: Order, limits: BatchLimits, size_of: SizeOf, steps: Steps | None = None
+) -> Iterator[Unit]:
     """Cut an epoch into units of work, in delivery order, a few thousand rows at a time.
+
+    Args:
+        manifest: what there is.
+        order: what to visit.
+        limits: when a batch is full.
+        size_of: bytes of objects that the manifest has no length for.
+        steps: which positions make up the batches; needed where they aren't cut by bytes.
 
     Raises:
         ManifestError: a batch mixes labelled and unlabelled rows, or batches are cut by bytes and a row has no
             length.
         UnitTooLarge: a batch, or a sample where batches are cut by bytes, is larger than the cap.
     """
-    cut = _cut_by_count if limits.target_bytes is None else _cut_by_bytes
-    for index, ids in enumerate(cut(manifest, order, limits)):
+    cut = _cut_by_bytes(manifest, order, limits) if steps is None else _cut_in_steps(order, steps)
+    for index, ids in enumerate(cut):
         unit = _unit(manifest, index, ids, size_of)
         if unit.payload_bytes > limits.cap_bytes:
             raise UnitTooLarge(
@@ -95,20 +105,29 @@ def plan_units(manifest: Manifest, order: Order, limits: BatchLimits, size_of: S
         yield unit
 
 
-def _cut_by_count(manifest: Manifest, order: Order, limits: BatchLimits) -> Iterator[Int64Array]:
-    del manifest
-    window = max(1, _LOOKAHEAD_SAMPLES // limits.samples) * limits.samples  # whole batches
-    for start in range(0, order.count, window):
-        ids = order.sample_ids(start, min(start + window, order.count))
-        for begin in range(0, len(ids), limits.samples):
-            yield ids[begin : begin + limits.samples]
+def _cut_in_steps(order: Order, steps: Steps) -> Iterator[Int64Array]:
+    size = max(1, _LOOKAHEAD_SAMPLES // steps.batch_size)  # steps that are evaluated together
+    for first in range(0, steps.count, size):
+        bounds = [steps.batch(step) for step in range(first, min(first + size, steps.count))]
+        ids = order.at(_positions(bounds))
+        begin = 0
+        for start, end in bounds:
+            yield ids[begin : begin + end - start]
+            begin += end - start
+
+
+def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
+    start, end = bounds[0][0], bounds[-1][1]
+    if sum(last - first for first, last in bounds) == end - start:  # neighbours, as they are with one rank
+        return np.arange(start, end, dtype=np.int64)
+    return np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in bounds])
 
 
 def _cut_by_bytes(manifest: Manifest, order: Order, limits: BatchLimits) -> Iterator[Int64Array]:
     start = 0
     window = max(_LOOKAHEAD_SAMPLES, limits.samples)
     while start < order.count:
-        ids = order.sample_ids(start, min(start + window, order.count))
+        ids = order.at(np.arange(start, min(start + window, order.count), dtype=np.int64))
         lengths = np.asarray(manifest.length[ids], dtype=np.int64)
         _check_lengths(ids, lengths, limits.cap_bytes)
         ends_epoch = start + len(ids) == order.count

@@ -1,0 +1,180 @@
+"""Where a loader is in its epoch, as a dict that JSON can hold: what is done, and of what. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, TypeAlias
+
+from penstock.errors import ResumeError
+from penstock.loader.order import Remaining, Sequential
+from penstock.loader.split import Split, Steps
+
+__all__ = ["Epoch", "Intervals", "LoaderState", "merge_states"]
+
+Intervals: TypeAlias = tuple[tuple[int, int], ...]
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What is visited, and in which order.
+
+    Attributes:
+        manifest_hash: of the dataset.
+        start_id: first sample.
+        end_id: end of the samples, exclusive.
+        shuffle: whether their order is a permutation,
+        seed: and of which seed
+        epoch: and epoch.
+    """
+
+    manifest_hash: str
+    start_id: int
+    end_id: int
+    shuffle: bool
+    seed: int
+    epoch: int
+
+    @property
+    def count(self) -> int:
+        """Positions."""
+        return self.end_id - self.start_id
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderState:
+    """What is done of an epoch.
+
+    Attributes:
+        epoch: which.
+        begun_with: positions that were done when the loader began, as half-open intervals, ascending and apart.
+        split: how the loader cuts the others into steps; None where batches are cut by bytes.
+        taken: steps that were handed out since; samples, where batches are cut by bytes.
+    """
+
+    epoch: Epoch
+    begun_with: Intervals
+    split: Split | None
+    taken: int
+
+    def done(self) -> Intervals:
+        """Positions that are done when all ranks have taken as many steps."""
+        left = self._left()
+        end = self.taken if self.split is None else Steps(left.count, self.split).end(self.taken)
+        return united([*self.begun_with, *left.intervals(0, end)])
+
+    def own(self) -> list[tuple[int, int]]:
+        """Positions that this rank alone took."""
+        left = self._left()
+        if self.split is None:
+            return left.intervals(0, self.taken)
+        steps = Steps(left.count, self.split)
+        return [piece for step in range(self.taken) for piece in left.intervals(*steps.batch(step))]
+
+    def _left(self) -> Remaining:
+        return Remaining(Sequential(0, self.epoch.count), self.begun_with)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "version": _VERSION,
+            "epoch": asdict(self.epoch),
+            "done": [list(piece) for piece in self.done()],
+            "begun_with": [list(piece) for piece in self.begun_with],
+            "split": None if self.split is None else asdict(self.split),
+            "taken": self.taken,
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> LoaderState:
+        """From what ``to_dict`` gave.
+
+        Raises:
+            ResumeError: it isn't such a dict.
+        """
+        try:
+            if state["version"] != _VERSION:
+                raise ResumeError(f"the state has version {state['version']!r}, this release reads version {_VERSION}")
+            epoch, split = Epoch(**state["epoch"]), state["split"]
+            found = cls(
+                epoch=epoch,
+                begun_with=_checked(state["begun_with"], epoch.count),
+                split=None if split is None else Split(**split),
+                taken=int(state["taken"]),
+            )
+            if [list(piece) for piece in found.done()] != [list(piece) for piece in state["done"]]:
+                raise ResumeError("the state contradicts itself: what is done isn't what its steps come to")
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            if isinstance(error, ResumeError):
+                raise
+            raise ResumeError(f"this is no state of a loader: {error!r}; give what state_dict() returned") from error
+        return found
+
+    def require(self, epoch: Epoch) -> None:
+        """Refuse to go on with anything but the same samples in the same order.
+
+        Raises:
+            ResumeError: naming what differs.
+        """
+        ours, theirs = asdict(self.epoch), asdict(epoch)
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        if differing:
+            raise ResumeError(
+                "the state is of another epoch: "
+                + ", ".join(f"{name} was {ours[name]!r} and is {theirs[name]!r} now" for name in differing)
+                + ". Going on would lose or repeat samples: make the loader as it was, or begin anew without the state"
+            )
+
+
+def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state out of those of all ranks, which may have come differently far.
+
+    Where ranks step together every rank's own state says the same, and any of them will do.
+
+    Args:
+        states: what ``state_dict()`` returned on each rank, in any order.
+
+    Returns:
+        A state that any number of ranks can go on from: what any rank took is done, nothing else.
+
+    Raises:
+        ResumeError: a rank is missing or there twice, or the states are of different runs.
+    """
+    found = [LoaderState.from_dict(state) for state in states]
+    if not found:
+        raise ResumeError("there are no states to merge; give one of each rank")
+    first = found[0]
+    if first.split is None:
+        raise ResumeError("batches that are cut by bytes have one rank; its state needs no merging")
+    for state in found:
+        if state.split is None or replace(state.split, rank=0) != replace(first.split, rank=0):
+            raise ResumeError(f"the states are of different splits: {first.split} and {state.split}")
+        if (state.epoch, state.begun_with) != (first.epoch, first.begun_with):
+            raise ResumeError("the states are of different runs: they began with other samples, or another epoch")
+    ranks = sorted(state.split.rank for state in found if state.split is not None)
+    if ranks != list(range(first.split.world_size)):
+        raise ResumeError(
+            f"there are states of ranks {ranks}; give one of each rank from 0 to {first.split.world_size - 1}"
+        )
+    done = united([*first.begun_with, *(piece for state in found for piece in state.own())])
+    return LoaderState(first.epoch, done, None, 0).to_dict()
+
+
+def united(intervals: Sequence[tuple[int, int]]) -> Intervals:
+    """The same positions in as few intervals as can be, ascending."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(intervals):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        elif start < end:
+            found.append((start, end))
+    return tuple(found)
+
+
+def _checked(pieces: Sequence[Sequence[int]], count: int) -> Intervals:
+    found = tuple((int(start), int(end)) for start, end in pieces)
+    if united(found) != found or any(not 0 <= start < end <= count for start, end in found):
+        raise ResumeError(f"the state names positions that don't exist: {list(pieces)[:4]} of {count}")
+    return found

@@ -1,0 +1,208 @@
+"""Loaders that stop and go on: the same samples as without, whatever changed in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import penstock
+from penstock.errors import ConfigError, ResumeError
+
+SAMPLES = 203
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("resume")
+    random = np.random.default_rng(3)
+    (root / "in").mkdir()
+    for i in range(SAMPLES):
+        (root / "in" / f"{i:04d}.bin").write_bytes(random.bytes(int(random.integers(0, 400))))
+    penstock.pack_dir(root / "in", out=str(root / "packed"), shard_mb=1, label_mode="none")
+    return root / "packed"
+
+
+@pytest.fixture
+def load(packed, tmp_path):
+    def open_loader(**arguments):
+        arguments = {"shuffle": True, "seed": 4, "epoch": 2, "batch_size_samples": 10} | arguments
+        return penstock.load(str(packed), manifest_store_root=str(tmp_path / "store"), **arguments)
+
+    return open_loader
+
+
+def ids(loader, batches: int | None = None) -> list[list[int]]:
+    found = []
+    while batches is None or len(found) < batches:
+        batch = next(loader, None)
+        if batch is None:
+            break
+        found.append(list(batch.sample_ids))
+    return found
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [sample for batch in batches for sample in batch]
+
+
+def through_json(state: dict) -> dict:
+    return json.loads(json.dumps(state))
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 7, 20, 21])
+@pytest.mark.parametrize("later", [{}, {"prefetch_batches": 4}, {"profile": "throughput", "tune": True}])
+def test_going_on_is_the_same_as_never_stopping(load, stop_at, later):
+    with load() as whole:
+        expected = ids(whole)
+    with load(prefetch_batches=3) as first:
+        begun = ids(first, stop_at)
+        state = through_json(first.state_dict())
+    with load(resume=state, **later) as second:
+        assert len(second) == len(expected) - stop_at
+        assert begun + ids(second) == expected
+
+
+def test_other_batches_and_ranks_take_what_is_left(load):
+    with load(rank=0, world_size=1) as whole:
+        expected = flat(ids(whole))
+    with load(batch_size_samples=12) as first:
+        begun = flat(ids(first, 5))
+        state = first.state_dict()
+    rest = []
+    for rank in range(4):
+        with load(batch_size_samples=3, rank=rank, world_size=4, resume=state) as loader:
+            rest.append(ids(loader))
+    assert len({len(batches) for batches in rest}) == 1
+    assert flat([batches[0] for batches in rest]) == expected[60:72]
+    assert sorted(begun + [sample for batches in rest for sample in flat(batches)]) == sorted(expected)
+
+
+def test_ranks_that_came_differently_far_are_merged(load):
+    taken, states = [], []
+    for rank, steps in enumerate([4, 2, 3]):
+        with load(rank=rank, world_size=3) as loader:
+            taken += flat(ids(loader, steps))
+            states.append(through_json(loader.state_dict()))
+    merged = penstock.merge_states(states)
+    with load(batch_size_samples=7, resume=merged) as loader:
+        rest = flat(ids(loader))
+    assert sorted(taken + rest) == list(range(SAMPLES))
+
+
+def test_batches_cut_by_bytes_go_on_where_they_were(load):
+    cut = {"target_batch_bytes": 2000, "batch_size_samples": 50}
+    with load(**cut) as whole:
+        expected = ids(whole)
+    with load(**cut) as first:
+        begun = ids(first, 6)
+        state = through_json(first.state_dict())
+    with load(**cut, resume=state) as second:
+        assert begun + ids(second) == expected
+
+
+def test_a_state_can_be_loaded_into_a_loader_that_has_not_begun(load):
+    with load() as first:
+        begun = ids(first, 3)
+        state = first.state_dict()
+    with load() as whole:
+        expected = ids(whole)
+    with load(prefetch_batches=2) as loader:
+        loader.load_state_dict(state)
+        assert loader.state_dict()["done"] == state["done"]
+        assert begun + ids(loader) == expected
+        with pytest.raises(ResumeError, match="batches were handed out already"):
+            loader.load_state_dict(state)
+
+
+def test_a_finished_epoch_has_nothing_left(load):
+    with load() as loader:
+        ids(loader)
+        state = loader.state_dict()
+    assert state["done"] == [[0, SAMPLES]]
+    with load(resume=state) as loader:
+        assert len(loader) == 0
+        assert ids(loader) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"seed": 5}, "seed was 4 and is 5 now"),
+        ({"epoch": 3}, "epoch was 2 and is 3 now"),
+        ({"shuffle": False}, "shuffle was True and is False now"),
+        ({"start_id": 0, "end_id": 100}, "end_id was 203 and is 100 now"),
+    ],
+)
+def test_another_order_is_refused_with_the_reason(load, other, says):
+    with load() as loader:
+        state = loader.state_dict()
+    with pytest.raises(ResumeError, match=says):
+        load(resume=state, **other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"rank": 2, "world_size": 2}, "from 0 to 1"),
+        ({"world_size": 0}, "world_size"),
+        ({"world_size": 2, "target_batch_bytes": 1000}, "cut by count"),
+        ({"world_size": 300}, "give drop_last=True"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(load, arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        load(**arguments)
+
+
+def test_drop_last_leaves_out_what_fills_no_step(load):
+    taken = []
+    for rank in range(2):
+        with load(rank=rank, world_size=2, drop_last=True) as loader:
+            batches = ids(loader)
+            assert [len(batch) for batch in batches] == [10] * 10
+            taken += flat(batches)
+    assert len(set(taken)) == len(taken) == 200
+
+
+KILLED = """
+import json, os, signal, sys
+import penstock
+link, store, state, out, take = sys.argv[1:6]
+resume = json.loads(state)
+epoch = {"shuffle": True, "seed": 4, "epoch": 2, "manifest_store_root": store}
+loader = penstock.load(link, **epoch, batch_size_samples=int(sys.argv[6]), prefetch_batches=3, resume=resume)
+with open(out, "a") as file:
+    for number, batch in enumerate(loader):
+        # What a training step does at once: take the batch, and keep the state that counts it.
+        file.write(json.dumps({"ids": list(batch.sample_ids), "state": loader.state_dict()}) + "\\n")
+        file.flush()
+        if number + 1 == int(take):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_chain_of_kills_takes_each_sample_once(packed, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    random = np.random.default_rng(8)
+    for _ in range(60):
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        state = lines[-1]["state"] if lines else None
+        done = subprocess.run(
+            [
+                sys.executable, "-c", KILLED, str(packed), str(tmp_path / "store"), json.dumps(state), str(log),
+                str(random.integers(1, 6)), str(random.integers(1, 14)),
+            ],
+            timeout=60,
+            env=os.environ,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0
+    taken = [sample for line in log.read_text().splitlines() for sample in json.loads(line)["ids"]]
+    assert sorted(taken) == list(range(SAMPLES))
