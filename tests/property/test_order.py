@@ -50,6 +50,19 @@ def test_ids_spread_evenly_over_positions():
     assert abs(counts - 250).max() < 80
 
 
+def test_neither_places_nor_neighbours_are_related():
+    # 300 orders of 1,000 ids. Each tenth of the places sees each tenth of the ids 3,000 times; five sigma is 247.
+    tenths = np.zeros((10, 10), dtype=int)
+    neighbours = 0
+    for seed in range(300):
+        ids = ids_at(shuffled(0, 1000, seed=seed), 0, 1000)
+        np.add.at(tenths, (np.arange(1000) // 100, ids // 100), 1)
+        neighbours += int((np.abs(np.diff(ids)) == 1).sum())
+    assert abs(tenths - 3000).max() < 260
+    # Two in a thousand of all neighbouring places hold neighbouring ids: 599; five sigma is 122.
+    assert abs(neighbours - 599) < 125
+
+
 @given(first=st.integers(0, 100), count=st.integers(0, 100))
 def test_sequential_ascends(first, count):
     assert ids_at(Sequential(first, count), 0, count).tolist() == list(range(first, first + count))

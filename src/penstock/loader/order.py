@@ -1,15 +1,17 @@
 """The order of samples: pure functions of (manifest hash, seed, epoch), in O(1) memory.
 
 A shuffled epoch is a keyed permutation of ``[0, count)`` that can be evaluated at any position, so no rank ever holds
-a list of ids and the order depends on neither workers nor prefetch. The permutation is a balanced Feistel network
-over the smallest even-bit domain that holds ``count``, walked until it lands inside (cycle walking; Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Its round function is the finaliser of splitmix64 (Steele,
-Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+a list of ids and the order depends on neither workers nor prefetch. The permutation is a generalised Feistel network
+over the smallest near-square a x b that holds ``count``, walked until it lands inside, which it nearly always does at
+once (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Its round function is the finaliser of
+splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014), brought into its range by a
+multiplication.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -21,7 +23,8 @@ __all__ = ["Int64Array", "Order", "Remaining", "Sequential", "Shuffled", "UInt64
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 
-_ROUNDS = 8  # four are enough for a pseudo-random permutation (Luby and Rackoff 1988); tiny domains want more
+_HALF = np.uint64(32)
+_ROUNDS = 8  # even; four are enough for a pseudo-random permutation (Luby and Rackoff 1988); tiny domains want more
 
 
 class Order(Protocol):
@@ -51,8 +54,8 @@ class Shuffled:
     def __init__(self, first: int, count: int, *, manifest_hash: str, seed: int, epoch: int) -> None:
         self.count = count
         self._first = first
-        self._half_bits = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
-        self._half_mask = np.uint64((1 << int(self._half_bits)) - 1)
+        rows = max(1, math.isqrt(max(0, count - 1)) + 1)
+        self._rows, self._columns = np.uint64(rows), np.uint64(max(1, -(-count // rows)))
         digest = hashlib.shake_256(f"penstock order {manifest_hash} {seed} {epoch}".encode())
         self._keys = np.frombuffer(digest.digest(8 * _ROUNDS), dtype="<u8").astype(np.uint64)
 
@@ -60,19 +63,24 @@ class Shuffled:
         """The sample ids at these positions."""
         ids = self._permute(positions.astype(np.uint64))
         outside = np.flatnonzero(ids >= self.count)
-        while outside.size:  # at most three steps a sample on average: the domain is less than 4 x count
+        while outside.size:  # less than one in the square root of the count
             ids[outside] = self._permute(ids[outside])
             outside = outside[ids[outside] >= self.count]
         return ids.astype(np.int64) + self._first
 
     def _permute(self, values: UInt64Array) -> UInt64Array:
-        left, right = values >> self._half_bits, values & self._half_mask
+        right, left = np.divmod(values, self._rows)
+        size, other = self._rows, self._columns
         for key in self._keys:
             mixed = mix(right ^ key)
-            mixed &= self._half_mask
-            mixed ^= left
+            mixed >>= _HALF  # 32 bits are enough to be uniform over what is at most the root of the count
+            mixed *= size
+            mixed >>= _HALF
+            mixed += left
+            mixed -= size * (mixed >= size)
             left, right = right, mixed
-        return (left << self._half_bits) | right
+            size, other = other, size
+        return right * self._rows + left
 
 
 class Remaining:
