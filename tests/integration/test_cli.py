@@ -200,6 +200,42 @@ def test_verify_says_what_it_could_not_check(files, tmp_path, run):
     assert "40 have no checksum" in text
 
 
+def test_verify_resume_compares_every_sample(packed, run):
+    code, out, _ = run("verify-resume", packed, "--batch-size", "4", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["good"]
+    assert [check["stopped_after"] for check in result["checks"]] == [0, 1, 5, 9, 5]
+    assert all(check["first_difference"] is None for check in result["checks"])
+    assert "going on is exact" in run("verify-resume", packed, "--batch-size", "4")[1]
+
+
+def forgetful(link, *, resume=None, **arguments):
+    """A loader that begins anew instead of going on."""
+    return penstock.load(link, **arguments)
+
+
+def unstable(link, *, prefetch_batches=1, **arguments):
+    """A loader whose order depends on what it must not."""
+    return penstock.load(link, **{**arguments, "resume": None, "seed": prefetch_batches})
+
+
+@pytest.mark.parametrize("loader", [forgetful, unstable])
+def test_verify_resume_finds_a_loader_that_does_not_go_on(loader, packed, run):
+    name = f"{loader.__module__}:{loader.__name__}"
+    code, out, _ = run("verify-resume", packed, "--batch-size", "4", "--loader", name)
+    assert code == 1
+    assert " differs" in out and "NOT exact" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("--batch-size", "5"), "even number"), (("--loader", "nowhere:nothing"), "give module:function")],
+)
+def test_verify_resume_says_what_it_needs(arguments, told, packed, run):
+    code, _, err = run("verify-resume", packed, *arguments)
+    assert code == 1 and told in err
+
+
 def test_an_error_is_one_line_and_exit_code_1(tmp_path, run):
     code, out, err = run("inspect", tmp_path / "nowhere")
     assert (code, out) == (1, "")

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 import penstock
 from penstock import config
-from penstock.cli import bench, doctor, inspect, output, pack, resolve, top, verify
+from penstock.cli import bench, doctor, inspect, output, pack, resolve, top, verify, verify_resume
 from penstock.errors import PenstockError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.command()(pack.pack)
 app.command()(resolve.resolve)
 app.command()(inspect.inspect)
 app.command()(verify.verify)
+app.command()(verify_resume.verify_resume)
 app.command()(top.top)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
