@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -137,6 +138,26 @@ def test_any_chain_of_interruptions_takes_each_sample_once(count, data):
     assert sorted(taken) == list(range(count))
 
 
+def test_merging_takes_as_long_as_ranks_are_apart_not_as_they_have_come(count=10_000_000, world=8):
+    epoch = Epoch("m", 0, count, True, 1, 2)
+    most = count // world
+    states = [LoaderState(epoch, (), Split(1, rank, world), most - 5 * rank).to_dict() for rank in range(world)]
+    started = time.process_time()
+    done = LoaderState.from_dict(merge_states(states)).done()
+    assert time.process_time() - started < 1  # with an interval for each step of each rank: 15 s
+    assert sum(end - start for start, end in done) == count - 5 * sum(range(world))
+
+
+def test_merging_over_many_gaps_looks_at_each_once(count=1_000_000, world=8):
+    epoch = Epoch("m", 0, count, True, 1, 2)
+    begun_with = tuple((start, start + 1) for start in range(0, count, 100))
+    states = [LoaderState(epoch, begun_with, Split(32, rank, world), 200 * rank).to_dict() for rank in range(world)]
+    started = time.process_time()
+    done = LoaderState.from_dict(merge_states(states)).done()
+    assert time.process_time() - started < 3  # with all gaps for each step: 20 s
+    assert sum(end - start for start, end in done) == len(begun_with) + 32 * 200 * sum(range(world))
+
+
 def a_state(**changes) -> dict:
     state = LoaderState(Epoch("m", 0, 100, True, 1, 2), (), Split(8, 0, 2), 3).to_dict()
     return {**state, **changes}
@@ -150,6 +171,8 @@ def a_state(**changes) -> dict:
         (a_state(version=9), "version 9"),
         (a_state(taken=4), "contradicts itself"),
         (a_state(taken="x"), "no state of a loader"),
+        (a_state(taken=float("inf")), "no state of a loader"),
+        (a_state(epoch={**a_state()["epoch"], "end_id": 1 << 70}), "no state of a loader"),
         (a_state(begun_with=[[5, 2]]), "don't exist"),
         (a_state(begun_with=[[0, 500]]), "don't exist"),
         (a_state(epoch={"manifest_hash": "m"}), "no state of a loader"),
@@ -167,6 +190,7 @@ def test_what_is_no_state_is_refused(state, says):
         ([], "no states"),
         ([a_state()], r"ranks \[0\]; give one of each rank from 0 to 1"),
         ([a_state(), a_state()], r"ranks \[0, 0\]"),
+        ([a_state(split=None, taken=48)], "merged already, or its batches are cut by bytes"),
     ],
 )
 def test_states_that_do_not_fit_together_are_refused(states, says):

@@ -111,12 +111,14 @@ class Remaining:
 
     def intervals(self, start: int, end: int) -> list[tuple[int, int]]:
         """The positions ``[start, end)`` of what is left, as intervals of the whole, ascending."""
+        first = max(0, int(np.searchsorted(self._before, start, side="right")) - 1)
+        last = int(np.searchsorted(self._before, end))
+        gaps, before = self._starts[first:last].tolist(), self._before[first : last + 1].tolist()
         found = []
-        for gap, first in enumerate(self._starts.tolist()):
-            low, high = max(start, int(self._before[gap])), min(end, int(self._before[gap + 1]))
+        for offset, below, above in zip(gaps, before, before[1:], strict=False):
+            low, high = max(start, below), min(end, above)
             if low < high:
-                offset = first - int(self._before[gap])
-                found.append((low + offset, high + offset))
+                found.append((low + offset - below, high + offset - below))
         return found
 
 

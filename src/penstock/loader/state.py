@@ -65,13 +65,12 @@ class LoaderState:
         end = self.taken if self.split is None else Steps(left.count, self.split).end(self.taken)
         return united([*self.begun_with, *left.intervals(0, end)])
 
-    def own(self) -> list[tuple[int, int]]:
-        """Positions that this rank alone took."""
+    def own(self, first: int) -> list[tuple[int, int]]:
+        """Positions that this rank alone took in the steps from ``first`` on."""
+        assert self.split is not None
         left = self._left()
-        if self.split is None:
-            return left.intervals(0, self.taken)
         steps = Steps(left.count, self.split)
-        return [piece for step in range(self.taken) for piece in left.intervals(*steps.batch(step))]
+        return [piece for step in range(first, self.taken) for piece in left.intervals(*steps.batch(step))]
 
     def _left(self) -> Remaining:
         return Remaining(Sequential(0, self.epoch.count), self.begun_with)
@@ -106,7 +105,7 @@ class LoaderState:
             )
             if [list(piece) for piece in found.done()] != [list(piece) for piece in state["done"]]:
                 raise ResumeError("the state contradicts itself: what is done isn't what its steps come to")
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             if isinstance(error, ResumeError):
                 raise
             raise ResumeError(f"this is no state of a loader: {error!r}; give what state_dict() returned") from error
@@ -147,7 +146,10 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         raise ResumeError("there are no states to merge; give one of each rank")
     first = found[0]
     if first.split is None:
-        raise ResumeError("batches that are cut by bytes have one rank; its state needs no merging")
+        raise ResumeError(
+            "the first state is of no rank: it is merged already, or its batches are cut by bytes, by one loader. "
+            "Resume from it as it is"
+        )
     for state in found:
         if state.split is None or replace(state.split, rank=0) != replace(first.split, rank=0):
             raise ResumeError(f"the states are of different splits: {first.split} and {state.split}")
@@ -158,7 +160,8 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         raise ResumeError(
             f"there are states of ranks {ranks}; give one of each rank from 0 to {first.split.world_size - 1}"
         )
-    done = united([*first.begun_with, *(piece for state in found for piece in state.own())])
+    together = min(found, key=lambda state: state.taken)  # up to here a step is an interval, not one for each rank
+    done = united([*together.done(), *(piece for state in found for piece in state.own(together.taken))])
     return LoaderState(first.epoch, done, None, 0).to_dict()
 
 
