@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import penstock
-from penstock.errors import ConfigError, ResumeError
+from penstock.errors import ClosedError, ConfigError, ResumeError
 
 SAMPLES = 203
 
@@ -117,6 +117,39 @@ def test_a_state_can_be_loaded_into_a_loader_that_has_not_begun(load):
         assert begun + ids(loader) == expected
         with pytest.raises(ResumeError, match="batches were handed out already"):
             loader.load_state_dict(state)
+
+
+def test_a_loader_that_cannot_load_a_state_stays_what_it_was(load):
+    with load(batch_size_samples=100) as nearly:
+        ids(nearly, 2)
+        state = nearly.state_dict()
+    with load(rank=1, world_size=8) as whole:
+        expected = ids(whole)
+    with load(rank=1, world_size=8) as loader:
+        with pytest.raises(ConfigError, match="3 samples can't be shared by 8 ranks"):
+            loader.load_state_dict(state)
+        assert loader.state_dict()["done"] == []
+        assert ids(loader) == expected
+
+
+def test_a_closed_loader_loads_no_state(load):
+    with load() as loader:
+        state = loader.state_dict()
+    with pytest.raises(ClosedError):
+        loader.load_state_dict(state)
+
+
+def test_a_trace_goes_on_when_a_state_is_loaded(load, tmp_path):
+    with load() as first:
+        begun = len(ids(first, 3))
+        state = first.state_dict()
+    with load() as loader:
+        loader.trace(tmp_path / "trace.json")
+        loader.load_state_dict(state)
+        left = len(ids(loader))
+    spans = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())]
+    assert begun + left == 21
+    assert spans.count("data_wait") == left
 
 
 def test_a_finished_epoch_has_nothing_left(load):

@@ -110,16 +110,22 @@ class Loader(Generic[T]):
         self._epoch = Epoch(resolved.hash, start, end, bool(shuffle), seed, epoch)
         self._rss.sample()
         serve_as_configured()
-        self._start(_begun_with(resume, self._epoch))
+        self._leave(_begun_with(resume, self._epoch))
+        self._start()
 
-    def _start(self, begun_with: Intervals) -> None:
-        """Begin with what is left of the epoch."""
-        resolved, order = self._resolved, _order(self._epoch)
-        self._begun_with = begun_with
-        self._order: Order = Remaining(order, begun_with) if begun_with else order
-        self._steps = None if self._split is None else Steps(self._order.count, self._split)
+    def _leave(self, begun_with: Intervals) -> None:
+        """Plan what is left of the epoch; where that can't be, nothing has changed."""
+        order: Order = _order(self._epoch)
+        if begun_with:
+            order = Remaining(order, begun_with)
+        steps = None if self._split is None else Steps(order.count, self._split)
+        self._begun_with, self._order, self._steps = begun_with, order, steps
+
+    def _start(self, trace: Trace | None = None) -> None:
+        """Begin with what is left of the epoch; a trace that is being written goes on."""
+        resolved = self._resolved
         self._budget = Budget(self._cap_bytes)
-        self._open(resolved)
+        self._open(resolved, trace)
         self._delivered = PipelineStatistics()
         subject = (type(self).__name__, resolved.hash, self._limits, self._cap_bytes, self._epoch.shuffle)
         self._tuner = Tuner(self._how, subject, self._clock, self._delivered, self._rss)
@@ -130,7 +136,7 @@ class Loader(Generic[T]):
         self._resources.callback(self._live.close)
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
 
-    def _open(self, resolved: Resolved) -> None:
+    def _open(self, resolved: Resolved, trace: Trace | None) -> None:
         """What has to be closed again."""
         self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
         self._clock = StageClock()
@@ -138,8 +144,10 @@ class Loader(Generic[T]):
         self._fetcher = Fetcher(resolved, self._clock)
         self._resources.callback(self._fetcher.close)
         self._title = f"{resolved.base}@sha256:{resolved.hash}"
-        if (folder := config.lookup("TRACE")) is not None:
-            self._clock.write_to(trace_in(folder, self._title))
+        if trace is None and (folder := config.lookup("TRACE")) is not None:
+            trace = trace_in(folder, self._title)
+        if trace is not None:
+            self._clock.write_to(trace)
 
     def _begin(self) -> Pipeline[T]:
         """Start the threads."""
@@ -238,16 +246,22 @@ class Loader(Generic[T]):
 
         Before the first batch. The same as ``resume=state`` at construction, which doesn't read the beginning in vain.
 
+        Where it raises, the loader is what it was.
+
         Raises:
             ResumeError: batches were handed out already, or the state is of other samples or another order.
+            ConfigError: the ranks can't share what is left in equal steps.
+            ClosedError: after ``close()``.
         """
+        self._pipeline.check_usable()
         if self._delivered.delivered_batches:
             raise ResumeError(
                 f"{self._delivered.delivered_batches} batches were handed out already; load a state before the first"
             )
-        begun_with = _begun_with(state, self._epoch)
+        self._leave(_begun_with(state, self._epoch))
+        trace = self._clock.take_trace()  # it ends with the loader, which goes on
         self.close()
-        self._start(begun_with)
+        self._start(trace)
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges, all from the consumer's side; sizes in bytes.

@@ -127,7 +127,7 @@ class Pipeline(Generic[T]):
         """
         started = time.monotonic()
         with self._changed:
-            self._check_usable()
+            self.check_usable()
             again = self.mine.undelivered
             self.mine.undelivered = again or self._head(started)
             unit, slot = self.mine.undelivered
@@ -149,7 +149,7 @@ class Pipeline(Generic[T]):
     def _head(self, started: float) -> _Slot[T]:
         """Wait until the next batch in order is there."""
         while True:
-            self._check_usable()
+            self.check_usable()
             if self._slots and self._slots[0][1].done():
                 return self._slots[0]
             if not self._slots and self._finished:
@@ -166,7 +166,8 @@ class Pipeline(Generic[T]):
             else:
                 self._changed.wait(_SLICE_S)
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise ClosedError after ``close()``, and in a forked child."""
         if self._closed:
             raise ClosedError("the loader is closed; make a new one")
         if os.getpid() != self._owner_pid:

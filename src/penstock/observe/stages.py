@@ -49,8 +49,13 @@ class StageClock:
         self.close()
         self._trace = trace
 
+    def take_trace(self) -> Trace | None:
+        """The trace that is being written, which goes on elsewhere."""
+        trace, self._trace = self._trace, None
+        return trace
+
     def close(self) -> None:
         """End the trace, if there is one."""
-        trace, self._trace = self._trace, None
+        trace = self.take_trace()
         if trace is not None:
             trace.close()
