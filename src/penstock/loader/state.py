@@ -14,7 +14,7 @@ __all__ = ["Epoch", "Intervals", "LoaderState", "merge_states"]
 
 Intervals: TypeAlias = tuple[tuple[int, int], ...]
 
-_VERSION: Final = 1
+_VERSION: Final = 1  # of the form, and of the order that positions are of: another permutation is another version
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,10 @@ class LoaderState:
         """
         try:
             if state["version"] != _VERSION:
-                raise ResumeError(f"the state has version {state['version']!r}, this release reads version {_VERSION}")
+                raise ResumeError(
+                    f"the state has version {state['version']!r}, this release reads version {_VERSION}: end the epoch "
+                    "with the release that saved it, or begin it anew without the state"
+                )
             epoch, split = Epoch(**state["epoch"]), state["split"]
             found = cls(
                 epoch=epoch,
