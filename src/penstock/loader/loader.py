@@ -208,10 +208,10 @@ class Loader(Generic[T]):
             StoreError, DataError, UnitTooLarge: the batch can't be read. Earlier batches were delivered before;
                 the next call raises StopIteration.
         """
-        delivery = self._pipeline.peek()
-        self._rss.check()
+        self._rss.check()  # all that can raise comes before the batch is ours
         self._live.tick()
         self._tuner.tick()
+        delivery = self._pipeline.peek()
         statistics, mine = self._delivered, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
         # From here on no calls: see Pipeline.peek.
@@ -220,6 +220,9 @@ class Loader(Generic[T]):
         statistics.delivered_bytes += payload_bytes
         mine.undelivered = None
         return batch
+
+    def __bool__(self) -> bool:
+        return True  # also when nothing is left, or when nobody knows how much
 
     def __len__(self) -> int:
         """Batches of the whole pass.
