@@ -12,17 +12,17 @@ namespace penstock {
 namespace {
 
 constexpr int kWeightBits = 15;
-constexpr int kBetweenBits = 7;  // the vertical pass keeps 8 + 7 bits, which just fit a signed 16-bit lane
-constexpr int kBlockRows = 16;   // outputs rows that go through the horizontal pass together
+constexpr int kBetweenBits = 7;      // the vertical pass keeps 8 + 7 bits, which just fit a signed 16-bit lane
+constexpr int kBlockRows = 16;       // outputs rows that go through the horizontal pass together
+constexpr double kLongReach = 64;    // beyond it, what each product is rounded by would add up to what one can see
+constexpr int kLongWeightBits = 23;  // the most with which a sum of weighted bytes fits 32 bits
 
-constexpr int kMostTaps = 1 << 12;
-
-// Weights of one output: a triangle sampled at `count` places from `start` on, `slope` apart, adding up to 1 << 15.
-void weigh(float start, float slope, int count, int16_t* weights) {
+// Weights of one output: a triangle sampled at `count` places from `start` on, `slope` apart, adding up to 1 << bits.
+void weigh(float start, float slope, int count, int bits, int16_t* weights) {
   float total = 0;
   for (int k = 0; k < count; ++k) total += std::max(0.0F, 1 - std::abs(start + static_cast<float>(k) * slope));
-  const float unit = total > 0 ? static_cast<float>(1 << kWeightBits) / total : 0;
-  int rest = 1 << kWeightBits;
+  const float unit = total > 0 ? static_cast<float>(1 << bits) / total : 0;
+  int rest = 1 << bits;
   int largest = 0;
   for (int k = 0; k < count; ++k) {
     const float exact = std::max(0.0F, 1 - std::abs(start + static_cast<float>(k) * slope)) * unit;
@@ -58,6 +58,36 @@ void mix_columns_plain(const int16_t* rows, ptrdiff_t stride, const Filter& filt
       for (int tap = 0; tap < filter.used; ++tap) sum += (in[tap] * weights[tap] + (1 << 14)) >> 15;
       const int32_t value = (sum + (1 << (kBetweenBits - 1))) >> kBetweenBits;
       out[y * out_stride + i] = static_cast<uint8_t>(std::clamp(value, 0, 255));
+    }
+  }
+}
+
+// The same two passes for long filters, rounded once.
+void mix_rows_long(const uint8_t* rows, ptrdiff_t stride, const int16_t* weights, int taps, int bits, int width,
+                   int16_t* out) {
+  for (int x = 0; x < width; x += kRowPadding) {  // the last step may run into the padding
+    int32_t sums[kRowPadding] = {};
+    for (int tap = 0; tap < taps; ++tap) {
+      const uint8_t* row = rows + tap * stride + x;
+      for (int i = 0; i < kRowPadding; ++i) sums[i] += row[i] * weights[tap];
+    }
+    const int shift = bits - kBetweenBits;
+    for (int i = 0; i < kRowPadding; ++i) out[x + i] = static_cast<int16_t>((sums[i] + (1 << (shift - 1))) >> shift);
+  }
+}
+
+void mix_columns_long(const int16_t* rows, ptrdiff_t stride, const Filter& filter, int row_count, uint8_t* out,
+                      ptrdiff_t out_stride) {
+  const int shift = filter.weight_bits + kBetweenBits;
+  for (int y = 0; y < row_count; ++y) {
+    for (int i = 0; i < filter.outputs; ++i) {
+      const int first = filter.first[static_cast<size_t>(i)];
+      const int taps = std::min(filter.used, filter.inputs - first);
+      const int16_t* in = rows + y * stride + first;
+      const int16_t* weights = filter.weights.data() + static_cast<ptrdiff_t>(i) * filter.taps;
+      int64_t sum = int64_t{1} << (shift - 1);
+      for (int tap = 0; tap < taps; ++tap) sum += in[tap] * weights[tap];
+      out[y * out_stride + i] = static_cast<uint8_t>(std::clamp<int64_t>(sum >> shift, 0, 255));
     }
   }
 }
@@ -153,6 +183,9 @@ void Filter::assign(int input_count, double begin, double length, int output_cou
   double reach = std::max(scale, 1.0);
   if (upsampling > 1) reach = std::hypot(1.0, std::max(scale, 1.0 / upsampling));  // variances add up
   taps = 2 * static_cast<int>(std::ceil(reach)) + 1;
+  weight_bits = kWeightBits;
+  // A weight is about 1 / reach, a third more where the picture ends: the more there are, the more bits each can have.
+  if (reach > kLongReach) weight_bits = std::min(kLongWeightBits, kWeightBits - 1 + std::ilogb(reach));
   used = 0;
   first.resize(static_cast<size_t>(outputs));
   weights.assign(static_cast<size_t>(outputs) * static_cast<size_t>(taps), 0);
@@ -164,7 +197,7 @@ void Filter::assign(int input_count, double begin, double length, int output_cou
     const auto place = static_cast<size_t>(flip ? outputs - 1 - i : i);
     first[place] = low;
     used = std::max(used, count);
-    weigh(static_cast<float>((low + 0.5 - centre) / reach), slope, count,
+    weigh(static_cast<float>((low + 0.5 - centre) / reach), slope, count, weight_bits,
           weights.data() + place * static_cast<size_t>(taps));
   }
 }
@@ -173,6 +206,8 @@ template <typename Buffer>
 void grow(Buffer& buffer, ptrdiff_t size) {
   if (buffer.size() < static_cast<size_t>(size)) buffer.resize(static_cast<size_t>(size));
 }
+
+bool Filter::is_long() const { return weight_bits > kWeightBits; }
 
 int Filter::needed_end(int output) const { return std::min(inputs, first[static_cast<size_t>(output)] + used); }
 
@@ -220,7 +255,13 @@ void Resizer::mix(int output) {
   const uint8_t* top = buffer_.data() + (down.first[row] - base_row_) * stride_;
   const int16_t* weights = down.weights.data() + row * static_cast<size_t>(down.taps);
   const int taps = down.needed_end(output) - down.first[row];
-  mix_rows(top, stride_, weights, taps, across.inputs * channels_, mixed_.data() + mixed_count_ * mixed_stride_);
+  const int width = across.inputs * channels_;
+  int16_t* mixed = mixed_.data() + mixed_count_ * mixed_stride_;
+  if (down.is_long()) {
+    mix_rows_long(top, stride_, weights, taps, down.weight_bits, width, mixed);
+  } else {
+    mix_rows(top, stride_, weights, taps, width, mixed);
+  }
   if (++mixed_count_ == kBlockRows || finished_after(output)) emit();
 }
 
@@ -244,6 +285,7 @@ void Resizer::emit() {
 }
 
 void Resizer::mix_columns(const int16_t* rows, ptrdiff_t stride, uint8_t* out) {
+  if (across.is_long()) return mix_columns_long(rows, stride, across, mixed_count_, out, out_stride_);
 #if defined(__x86_64__)
   if (kHasAvx2 && mixed_count_ == kBlockRows) {
     mix_columns_avx2(rows, stride, across, turned_.data(), out, out_stride_);

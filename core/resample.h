@@ -30,12 +30,13 @@ using AlignedInt16s = std::vector<int16_t, SimdAllocator<int16_t>>;
 constexpr int kRowPadding = 64;
 
 // The weights of one axis: output i is the sum of `taps` inputs from `first[i]` on, each times its weight.
-// Weights are 15-bit fixed point and add up to 1; unused ones are 0.
+// Weights are fixed point and add up to 1; unused ones are 0. They have 15 bits, those of long filters more.
 struct Filter {
   int inputs = 0;
   int outputs = 0;
   int taps = 0;  // weights kept for each output
   int used = 0;  // how many of them any output needs
+  int weight_bits = 15;
   std::vector<int32_t> first;
   std::vector<int16_t> weights;  // taps for each output
 
@@ -45,6 +46,7 @@ struct Filter {
   // filters together.
   void assign(int inputs, double begin, double length, int outputs, bool flip, int upsampling = 1);
 
+  bool is_long() const;
   int needed_end(int output) const;  // the first input that outputs up to this one don't need
 };
 

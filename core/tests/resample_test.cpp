@@ -112,6 +112,32 @@ void a_flat_picture_stays_flat() {
   }
 }
 
+// Each of a long filter's weights is next to nothing: what they are rounded by must not add up.
+void the_longest_reductions_agree_with_the_definition() {
+  Resizer resizer;
+  std::mt19937 random(3);
+  for (const int length : {1000, 8000, 65500}) {
+    for (const bool tall : {false, true}) {
+      for (const int most : {1, 128, 256}) {  // white, its brighter half, and noise
+        const int width = tall ? 3 : length, height = tall ? length : 3;
+        Picture picture{width, height, 1, std::vector<uint8_t>(static_cast<size_t>(length) * 3)};
+        for (auto& sample : picture.samples) {
+          sample = static_cast<uint8_t>(255 - random() % static_cast<unsigned>(most));
+        }
+        for (const int out : {1, 3, 13}) {
+          const int out_w = tall ? 2 : out, out_h = tall ? out : 2;
+          const auto planes = resize(resizer, picture, 0, 0, width, height, out_w, out_h, false, 16);
+          for (const int end : {0, out_w * out_h - 1}) {
+            const double exact =
+                reference(picture.samples, width, height, 0, width, out_w, end % out_w, 0, height, out_h, end / out_w);
+            CHECK(std::abs(planes[static_cast<size_t>(end)] - exact) <= 1.0);
+          }
+        }
+      }
+    }
+  }
+}
+
 void orientations_agree_with_their_definition() {
   // A 2 x 3 picture, stored as rows ab cd ef, stands upright as written here (Exif 2.32, tag 0x0112).
   const std::vector<uint8_t> stored = {'a', 'b', 'c', 'd', 'e', 'f'};
@@ -143,6 +169,7 @@ int main() {
   return testing::run({
       {"every size agrees with the definition", every_size_agrees_with_the_definition},
       {"a flat picture stays flat", a_flat_picture_stays_flat},
+      {"the longest reductions agree with the definition", the_longest_reductions_agree_with_the_definition},
       {"orientations agree with their definition", orientations_agree_with_their_definition},
       {"colours agree with BT.601", colours_agree_with_bt601},
   });
