@@ -1,6 +1,9 @@
 #include "decode_pool.h"
 
 #include <algorithm>
+#include <new>
+#include <optional>
+#include <system_error>
 #include <utility>
 
 namespace penstock {
@@ -14,7 +17,7 @@ class Worker {
  private:
   DecodeStatus attempt(const DecodeBatch& batch, size_t index, std::string& message);
 
-  JpegDecoder decoder_;
+  std::optional<JpegDecoder> decoder_;  // made where a lack of memory for it can be told
   std::vector<uint8_t> planes_;
   std::vector<uint8_t> upright_;
 };
@@ -50,12 +53,13 @@ DecodeStatus Worker::attempt(const DecodeBatch& batch, size_t index, std::string
 
   const auto area = static_cast<size_t>(batch.width) * static_cast<size_t>(batch.height);
   std::byte* out = batch.out + index * 3 * area * batch.format.sample_bytes();
+  if (!decoder_) decoder_.emplace();
   const bool flip = batch.flips != nullptr && batch.flips[index] != 0;
   const Window window = inside(stored_window(batch.windows[index], header), header);
   if (planes_.size() < 3 * area) planes_.resize(3 * area);
   if (header.orientation == 1) {
     uint8_t* planes = batch.format.is_planes() ? reinterpret_cast<uint8_t*>(out) : planes_.data();
-    message = decoder_.decode(data, size, window, batch.width, batch.height, flip, planes);
+    message = decoder_->decode(data, size, window, batch.width, batch.height, flip, planes);
     if (!message.empty()) return DecodeStatus::damaged;
     store_pixels(planes, area, batch.format, out);
     return DecodeStatus::ok;
@@ -63,7 +67,7 @@ DecodeStatus Worker::attempt(const DecodeBatch& batch, size_t index, std::string
   const bool turned = header.orientation >= 5;
   const int width = turned ? batch.height : batch.width;
   const int height = turned ? batch.width : batch.height;
-  message = decoder_.decode(data, size, window, width, height, false, planes_.data());
+  message = decoder_->decode(data, size, window, width, height, false, planes_.data());
   if (!message.empty()) return DecodeStatus::damaged;
   if (upright_.size() < 6 * area) upright_.resize(6 * area);
   orient(planes_.data(), width, height, header.orientation, upright_.data());
@@ -78,7 +82,12 @@ DecodeStatus Worker::attempt(const DecodeBatch& batch, size_t index, std::string
 
 void Worker::decode(const DecodeBatch& batch, size_t index) {
   std::string message;
-  const DecodeStatus status = attempt(batch, index, message);
+  DecodeStatus status = DecodeStatus::damaged;
+  try {
+    status = attempt(batch, index, message);
+  } catch (const std::bad_alloc&) {  // which would end the process: nobody is above us on this thread
+    message = "no memory is left to decode it";
+  }
   batch.statuses[index] = static_cast<int32_t>(status);
   if (!message.empty()) (*batch.messages)[index] = std::move(message);
 }
@@ -110,9 +119,13 @@ void DecodePool::decode(const DecodeBatch& batch) {
 void DecodePool::resize(int thread_count) {
   {
     std::lock_guard lock(mutex_);
-    for (int i = static_cast<int>(threads_.size()); i < thread_count; ++i)
-      threads_.emplace_back([this, i] { work(i); });
     wanted_ = thread_count;
+    try {
+      for (int i = static_cast<int>(threads_.size()); i < thread_count; ++i)
+        threads_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {  // no more threads to be had: those that are there do it
+      if (threads_.empty()) throw;
+    }
   }
   available_.notify_all();
 }

@@ -10,9 +10,9 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <numeric>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -281,7 +281,7 @@ ReadResult read_ranges(const int64_t* fds, const int64_t* file_offsets, const Re
   helpers.reserve(wanted);
   try {
     while (helpers.size() + 1 < wanted) helpers.emplace_back([&reading] { reading.take_part(); });
-  } catch (const std::system_error&) {  // no more threads to be had: those that are there do it
+  } catch (const std::exception&) {  // no more threads, or no memory for one: those that are there do it
   }
   reading.take_part();
   for (std::thread& helper : helpers) helper.join();

@@ -154,7 +154,6 @@ struct JpegDecoder::State {
     failure.manager.error_exit = fail;
     failure.manager.emit_message = judge_message;
     progress.progress_monitor = limit_scans;
-    jpeg_create_decompress(&info);
   }
   ~State() { jpeg_destroy_decompress(&info); }
 
@@ -198,7 +197,8 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
 }
 
 void JpegDecoder::State::open(const uint8_t* data, size_t size) {
-  // Anew: a decoder that is used again keeps its tables, and lends them to a file that comes without.
+  // Anew: a decoder that is used again keeps its tables, and lends them to a file that comes without. The first time
+  // there is nothing to destroy; creating may fail, and so it is done here.
   jpeg_destroy_decompress(&info);
   jpeg_create_decompress(&info);
   info.progress = &progress;

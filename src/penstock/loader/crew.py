@@ -83,7 +83,12 @@ class Crew:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for _ in range(lacking):
             thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=False)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads to be had: those that are there do it
+                if not self._employed:
+                    raise
+                return
             self._threads.append(thread)
             self._employed += 1
 

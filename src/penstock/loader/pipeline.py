@@ -108,8 +108,8 @@ class Pipeline(Generic[T]):
             self._crew = Crew(1 if first_alone else builders, f"{_THREAD_PREFIX}build")
         self._owner_pid = os.getpid()
         self._producer = threading.Thread(target=self._produce, name=f"{_THREAD_PREFIX}producer", daemon=True)
-        _live.add(self)
         self._producer.start()
+        _live.add(self)
 
     # The consumer's side
 
