@@ -39,6 +39,7 @@ bool HuffmanTable::assign(const uint8_t* counts, const uint8_t* symbols) {
       const int repeat = 1 << (kLookupBits - length);
       std::fill_n(short_.begin() + code * repeat, repeat, symbol_of(length, symbols[index]));
     }
+    if (counts[length] > 0 && code >= 1 << length) return false;  // no code is all ones (T.81, annex C)
     code_end_[length] = code;
     code <<= 1;
   }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <random>
 #include <utility>
 #include <vector>
@@ -203,6 +204,21 @@ void full_blocks_end_where_they_do() {
   }
 }
 
+void codes_that_cannot_be_are_refused() {
+  const uint8_t symbols[256] = {};
+  const auto refused = [&](std::initializer_list<std::pair<int, int>> lengths) {
+    uint8_t counts[17] = {};
+    for (const auto& [length, count] : lengths) counts[length] = static_cast<uint8_t>(count);
+    return !HuffmanTable().assign(counts, symbols);
+  };
+  CHECK(!refused({{1, 1}, {2, 1}}));
+  CHECK(!refused({{16, 255}}));
+  CHECK(refused({{1, 2}}));              // the second is all ones
+  CHECK(refused({{1, 1}, {2, 2}}));      // the same
+  CHECK(refused({{1, 3}}));              // more than there are
+  CHECK(refused({{8, 200}, {9, 200}}));  // more symbols than a byte can name
+}
+
 void what_libjpeg_must_judge_is_left_to_it() {
   Bytes whole = encode({64, 64, 3, 2, 2, 90, false, 2, 20}, 1);
   for (size_t cut : {whole.size() / 2, whole.size() - 40}) {
@@ -254,6 +270,7 @@ int main() {
   return testing::run({
       {"every kind is the same to the bit", every_kind_is_the_same_to_the_bit},
       {"full blocks end where they do", full_blocks_end_where_they_do},
+      {"codes that cannot be are refused", codes_that_cannot_be_are_refused},
       {"what libjpeg must judge is left to it", what_libjpeg_must_judge_is_left_to_it},
       {"damage never passes alone", damage_never_passes_alone},
   });
