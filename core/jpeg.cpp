@@ -186,8 +186,7 @@ bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& win
     const auto area = static_cast<size_t>(width) * static_cast<size_t>(height);
     if (ycc.size() < area * 3) ycc.resize(area * 3);
     if (!scan.begin(info) || !read_scan(window, width, height, flip)) {
-      open(data, size);  // once more, since the scan may have used up some
-      choose_scale(window, width, height);
+      choose_scale(window, width, height);  // libjpeg still stands at the first scan: ours moves a reader of its own
       read_planar(window, width, height, flip);
     }
     finish_planar(area, planes);
