@@ -17,15 +17,11 @@ Symbol symbol_of(int code_bits, uint8_t value) {
 }  // namespace
 
 bool HuffmanTable::assign(const uint8_t* counts, const uint8_t* symbols) {
+  if (holds(counts, symbols)) return true;
   const int total = std::accumulate(counts + 1, counts + 17, 0);
   if (total > 256) return false;
   const auto size = static_cast<size_t>(total);
-  if (version_ > 0 && std::equal(counts + 1, counts + 17, counts_ + 1) &&
-      std::equal(symbols, symbols + size, symbols_)) {
-    return true;
-  }
-  const unsigned next_version = std::max(1U, last_version_ + 1);
-  version_ = 0;
+  assigned_ = false;
   std::copy_n(counts + 1, 16, counts_ + 1);
   std::copy_n(symbols, size, symbols_);
   short_.fill({});
@@ -44,8 +40,13 @@ bool HuffmanTable::assign(const uint8_t* counts, const uint8_t* symbols) {
     code <<= 1;
   }
   numbers_only_ = std::all_of(symbols_, symbols_ + size, [](uint8_t symbol) { return symbol < 16; });
-  version_ = last_version_ = next_version;
+  assigned_ = true;
   return true;
+}
+
+bool HuffmanTable::holds(const uint8_t* counts, const uint8_t* symbols) const {
+  return assigned_ && std::equal(counts + 1, counts + 17, counts_ + 1) &&
+         std::equal(symbols, symbols + std::accumulate(counts + 1, counts + 17, 0), symbols_);
 }
 
 Symbol HuffmanTable::find_long(uint64_t bits) const {
@@ -68,23 +69,23 @@ HuffmanPairs::Entry::Entry(Symbol first, int16_t first_number, Symbol second) {
             uint64_t{static_cast<uint16_t>(first_number)} << 48;
 }
 
-void HuffmanPairs::assign(const HuffmanTable& table) {
-  if (table_ == &table && version_ == table.version_) return;
-  table_ = &table;
-  version_ = table.version_;
+bool HuffmanPairs::assign(const uint8_t* counts, const uint8_t* symbols) {
+  if (table_.holds(counts, symbols)) return true;
+  if (!table_.assign(counts, symbols)) return false;
   for (size_t index = 0; index < entries_.size(); ++index) {
     const uint64_t bits = uint64_t{index} << (64 - kLookupBits);
-    const Symbol first = table.short_[index];
+    const Symbol first = table_.short_[index];
     entries_[index] = first.exists() ? Entry(first) : Entry();
     if (first.all_bits() >= kLookupBits || first.advance >= Symbol::kEndOfBlock) continue;
-    const Symbol second = table.short_[bits << first.all_bits() >> (64 - kLookupBits)];
+    const Symbol second = table_.short_[bits << first.all_bits() >> (64 - kLookupBits)];
     if (!second.exists() || first.all_bits() + second.code_bits > kLookupBits) continue;
     entries_[index] = {first, number_at(bits << first.code_bits, first.number_bits), second};
   }
+  return true;
 }
 
 HuffmanPairs::Entry HuffmanPairs::find_long(uint64_t bits) const {
-  const Symbol symbol = table_->find(bits);
+  const Symbol symbol = table_.find(bits);
   return symbol.exists() ? Entry(symbol) : Entry();
 }
 

@@ -33,6 +33,8 @@ class HuffmanTable {
   // `counts[n]` codes have n bits, n from 1 to 16; `symbols` are in the order of their codes. False: there is no such
   // code. An equal table is kept as it is: most files of a dataset come from the same encoder.
   bool assign(const uint8_t* counts, const uint8_t* symbols);
+  // Whether it is what these were assigned to.
+  bool holds(const uint8_t* counts, const uint8_t* symbols) const;
 
   // What the bits, highest first, begin with.
   Symbol find(uint64_t bits) const {
@@ -52,8 +54,7 @@ class HuffmanTable {
   uint8_t counts_[17] = {};
   uint8_t symbols_[256] = {};
   bool numbers_only_ = false;
-  unsigned version_ = 0;  // of what was assigned; 0: nothing
-  unsigned last_version_ = 0;
+  bool assigned_ = false;
 };
 
 // The number that stands at the top of `bits`: of its range of `count` bits, the lower half is for negative ones
@@ -69,7 +70,7 @@ inline int16_t number_at(uint64_t bits, unsigned count) {
 // to be read: it may be long, and nothing waits for it.
 class HuffmanPairs {
  public:
-  void assign(const HuffmanTable& table);
+  bool assign(const uint8_t* counts, const uint8_t* symbols);  // see HuffmanTable::assign()
 
   class Entry {  // packed; 0: a longer code, or none
    public:
@@ -95,8 +96,7 @@ class HuffmanPairs {
 
  private:
   std::array<Entry, 1 << kLookupBits> entries_{};
-  const HuffmanTable* table_ = nullptr;
-  unsigned version_ = 0;
+  HuffmanTable table_;
 };
 
 // The bits of entropy-coded data, without the zero bytes that are stuffed after each 0xFF. At a marker or the end it

@@ -33,11 +33,9 @@ bool JpegScan::assign_part(const jpeg_decompress_struct& info, int c) {
   const JHUFF_TBL* ac = table_at(info.ac_huff_tbl_ptrs, component.ac_tbl_no, NUM_HUFF_TBLS);
   if (quantization == nullptr || dc == nullptr || ac == nullptr) return false;
   HuffmanTable& dc_table = dc_tables_[component.dc_tbl_no];
-  HuffmanTable& ac_table = ac_tables_[component.ac_tbl_no];
   HuffmanPairs& ac_pairs = ac_pairs_[component.ac_tbl_no];
   if (!dc_table.assign(dc->bits, dc->huffval) || !dc_table.numbers_only()) return false;
-  if (!ac_table.assign(ac->bits, ac->huffval)) return false;
-  ac_pairs.assign(ac_table);
+  if (!ac_pairs.assign(ac->bits, ac->huffval)) return false;
   for (int i = 0; i < kBlockSize; ++i) {
     if (quantization->quantval[i] > UINT8_MAX) return false;
     quantization_[c][i] = static_cast<int16_t>(quantization->quantval[i]);

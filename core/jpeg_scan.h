@@ -29,7 +29,6 @@ class JpegScan {
   Scan scan_;
   ScanPart parts_[Scan::kMostParts] = {};
   HuffmanTable dc_tables_[NUM_HUFF_TBLS];
-  HuffmanTable ac_tables_[NUM_HUFF_TBLS];
   HuffmanPairs ac_pairs_[NUM_HUFF_TBLS];
   int16_t quantization_[Scan::kMostParts][kBlockSize] = {};
 };
