@@ -2,59 +2,22 @@
 #ifdef PENSTOCK_HAS_LIBJPEG_TURBO
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include <jpeglib.h>
-
 #include "check.h"
 #include "decode_pool.h"
 #include "error.h"
+#include "jpeg_file.h"
 
 using namespace penstock;
+using testing::encode;
+using testing::JpegKind;
 
 namespace {
-
-struct Oddity {
-  bool no_tables = false;
-  int sampling = 0;  // of the first component; 0: as usual
-};
-
-std::vector<uint8_t> encode(int width, int height, bool progressive, int components, Oddity oddity = {}) {
-  jpeg_compress_struct info;
-  jpeg_error_mgr errors;
-  info.err = jpeg_std_error(&errors);
-  jpeg_create_compress(&info);
-  unsigned char* memory = nullptr;
-  unsigned long size = 0;
-  jpeg_mem_dest(&info, &memory, &size);
-  info.image_width = static_cast<JDIMENSION>(width);
-  info.image_height = static_cast<JDIMENSION>(height);
-  info.input_components = components;
-  info.in_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
-  jpeg_set_defaults(&info);
-  if (progressive) jpeg_simple_progression(&info);
-  if (oddity.sampling > 0) info.comp_info[0].h_samp_factor = info.comp_info[0].v_samp_factor = oddity.sampling;
-  if (oddity.no_tables) jpeg_suppress_tables(&info, TRUE);
-  jpeg_start_compress(&info, oddity.no_tables ? FALSE : TRUE);
-  std::vector<uint8_t> row(static_cast<size_t>(width * components));
-  for (int y = 0; y < height; ++y) {
-    for (size_t i = 0; i < row.size(); ++i)
-      row[i] = static_cast<uint8_t>(128 + 100 * std::sin(y * 0.1 + static_cast<double>(i) * 0.03));
-    JSAMPROW pointer = row.data();
-    jpeg_write_scanlines(&info, &pointer, 1);
-  }
-  jpeg_finish_compress(&info);
-  jpeg_destroy_compress(&info);
-  std::vector<uint8_t> file(memory, memory + size);
-  std::free(memory);
-  return file;
-}
 
 struct Result {
   std::vector<int32_t> statuses;
@@ -97,7 +60,10 @@ void all_kinds_decode_alike_on_any_number_of_threads() {
   std::vector<std::vector<uint8_t>> files;
   for (int components : {1, 3, 4}) {
     for (bool progressive : {false, true}) {
-      for (int size : {1, 8, 33, 120}) files.push_back(encode(size, size + 3, progressive, components));
+      for (int size : {1, 8, 33, 120}) {
+        const JpegKind kind = {.width = size, .height = size + 3, .components = components, .progressive = progressive};
+        files.push_back(encode(kind));
+      }
     }
   }
   for (const Window window : {Window{0, 0, 1, 1}, Window{0, 0, 120, 123}, Window{0.2, 0.3, 0.5, 0.6}}) {
@@ -110,7 +76,7 @@ void all_kinds_decode_alike_on_any_number_of_threads() {
 
 void many_callers_share_a_pool() {
   DecodePool pool(3);
-  const std::vector<std::vector<uint8_t>> files(9, encode(64, 48, false, 3));
+  const std::vector<std::vector<uint8_t>> files(9, encode({64, 48}));
   const Result expected = decode(pool, files, 20, 20, {0, 0, 64, 48});
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller) {
@@ -126,12 +92,12 @@ void many_callers_share_a_pool() {
 void what_is_no_jpeg_and_what_is_too_large_is_told_apart() {
   DecodePool pool(1);
   const std::vector<uint8_t> text = {'h', 'e', 'l', 'l', 'o'};
-  auto vast = encode(16, 16, false, 3);
+  auto vast = encode({16, 16});
   for (size_t i = 0; i + 9 < vast.size(); ++i) {
     if (vast[i] == 0xFF && vast[i + 1] == 0xC0)
       std::fill_n(vast.begin() + static_cast<ptrdiff_t>(i) + 5, 4, uint8_t{0xFF});
   }
-  auto cut = encode(64, 64, false, 3);
+  auto cut = encode({64, 64});
   cut.resize(cut.size() / 2);
   const Result result = decode(pool, {text, {}, vast, cut}, 8, 8, {0, 0, 16, 16});
   const std::vector<int32_t> expected = {1, 1, 3, 2};
@@ -141,7 +107,7 @@ void what_is_no_jpeg_and_what_is_too_large_is_told_apart() {
 
 // Each further scan of a progressive file costs it a few bytes, and us a walk over the whole picture.
 void endless_scans_are_refused() {
-  auto file = encode(64, 64, true, 3);
+  auto file = encode({.width = 64, .height = 64, .progressive = true});
   const auto marker_from = [&](size_t at) {  // the next one that isn't part of a scan's data
     while (file[at] != 0xFF || file[at + 1] == 0 || (file[at + 1] >= 0xD0 && file[at + 1] <= 0xD7)) ++at;
     return at;
@@ -160,10 +126,10 @@ void endless_scans_are_refused() {
 
 // libjpeg keeps the tables of one file for the next, which would show one picture's pixels through another's tables.
 void a_file_without_tables_borrows_none() {
-  const auto without = encode(40, 40, false, 3, {.no_tables = true});
+  const auto without = encode({.width = 40, .height = 40, .no_tables = true});
   DecodePool pool(1);
   const Result alone = decode(pool, {without}, 8, 8, {0, 0, 40, 40});
-  const Result after = decode(pool, {encode(40, 40, false, 3), without}, 8, 8, {0, 0, 40, 40});
+  const Result after = decode(pool, {encode({40, 40}), without}, 8, 8, {0, 0, 40, 40});
   CHECK(alone.statuses[0] == 2);
   CHECK(after.statuses[0] == 0 && after.statuses[1] == 2);
 }
@@ -172,10 +138,12 @@ void a_file_without_tables_borrows_none() {
 void grey_decodes_alike_whatever_its_sampling() {
   DecodePool pool(1);
   const Window window{0, 0, 60, 60};
-  const Result usual = decode(pool, {encode(60, 60, false, 1)}, 20, 20, window);
+  const Result usual = decode(pool, {encode({60, 60, 1})}, 20, 20, window);
   for (int sampling = 2; sampling <= 4; ++sampling) {
     for (bool progressive : {false, true}) {
-      const Result odd = decode(pool, {encode(60, 60, progressive, 1, {.sampling = sampling})}, 20, 20, window);
+      const JpegKind kind = {
+          .width = 60, .height = 60, .components = 1, .across = sampling, .down = sampling, .progressive = progressive};
+      const Result odd = decode(pool, {encode(kind)}, 20, 20, window);
       CHECK(odd.statuses[0] == 0);
       int most = 0;
       for (size_t i = 0; i < odd.pixels.size(); ++i)
@@ -191,8 +159,9 @@ void damaged_files_are_harmless() {
   const char* wish = std::getenv("PENSTOCK_FUZZ_ROUNDS");
   const int rounds = wish ? std::atoi(wish) : 2000;
   std::mt19937 random(static_cast<unsigned>(rounds));
-  const std::vector<std::vector<uint8_t>> seeds = {encode(40, 30, false, 3), encode(33, 17, true, 3),
-                                                   encode(20, 20, false, 1), encode(20, 20, false, 4)};
+  const std::vector<std::vector<uint8_t>> seeds = {encode({40, 30}),
+                                                   encode({.width = 33, .height = 17, .progressive = true}),
+                                                   encode({20, 20, 1}), encode({20, 20, 4})};
   DecodePool pool(1);
   for (int round = 0; round < rounds; ++round) {
     auto file = seeds[random() % seeds.size()];
@@ -207,7 +176,7 @@ void damaged_files_are_harmless() {
 
 void a_pool_that_is_resized_while_it_works_decodes_alike() {
   DecodePool pool(1);
-  const std::vector<std::vector<uint8_t>> files(9, encode(64, 48, false, 3));
+  const std::vector<std::vector<uint8_t>> files(9, encode({64, 48}));
   const Result expected = decode(pool, files, 20, 20, {0, 0, 64, 48});
   std::atomic<bool> done = false;
   std::thread resizer([&] {
@@ -222,7 +191,7 @@ void a_pool_that_is_resized_while_it_works_decodes_alike() {
 
 void an_earlier_turn_goes_first_although_it_comes_later() {
   DecodePool pool(1);
-  const std::vector<std::vector<uint8_t>> many(5000, encode(64, 48, false, 3)), one(1, many[0]);
+  const std::vector<std::vector<uint8_t>> many(5000, encode({64, 48})), one(1, many[0]);
   std::atomic<bool> begun = false, done = false;
   std::thread later([&] {
     begun = true;

@@ -1,7 +1,6 @@
 // Our own decoding of JPEG scans against libjpeg-turbo's: what a Scan accepts has to be the same to the bit.
 #ifdef PENSTOCK_HAS_LIBJPEG_TURBO
 #include <algorithm>
-#include <cmath>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -15,60 +14,16 @@
 #include <jpeglib.h>
 
 #include "check.h"
+#include "jpeg_file.h"
 #include "jpeg_scan.h"
 
 using namespace penstock;
+using testing::encode;
+using testing::JpegKind;
 
 namespace {
 
 using Bytes = std::vector<uint8_t>;
-
-struct Kind {
-  int width, height;
-  int components;
-  int across, down;  // luma samples for each of chroma
-  int quality;
-  bool own_codes;  // Huffman codes made for this picture, or the standard's
-  unsigned restart_units;
-  double noise;
-};
-
-Bytes encode(const Kind& kind, unsigned seed) {
-  jpeg_compress_struct info;
-  jpeg_error_mgr errors;
-  info.err = jpeg_std_error(&errors);
-  jpeg_create_compress(&info);
-  unsigned char* memory = nullptr;
-  unsigned long size = 0;
-  jpeg_mem_dest(&info, &memory, &size);
-  info.image_width = static_cast<JDIMENSION>(kind.width);
-  info.image_height = static_cast<JDIMENSION>(kind.height);
-  info.input_components = kind.components;
-  info.in_color_space = kind.components == 1 ? JCS_GRAYSCALE : JCS_RGB;
-  jpeg_set_defaults(&info);
-  jpeg_set_quality(&info, kind.quality, TRUE);
-  info.optimize_coding = kind.own_codes ? TRUE : FALSE;
-  info.restart_interval = kind.restart_units;
-  info.comp_info[0].h_samp_factor = kind.across;
-  info.comp_info[0].v_samp_factor = kind.down;
-  jpeg_start_compress(&info, TRUE);
-  std::mt19937 random(seed);
-  std::normal_distribution<double> noise(0, kind.noise);
-  Bytes row(static_cast<size_t>(kind.width * kind.components));
-  for (int y = 0; y < kind.height; ++y) {
-    for (size_t i = 0; i < row.size(); ++i) {
-      const double value = 128 + 90 * std::sin(y * 0.1 + static_cast<double>(i) * 0.03) + noise(random);
-      row[i] = static_cast<uint8_t>(std::clamp(value, 0.0, 255.0));
-    }
-    JSAMPROW pointer = row.data();
-    jpeg_write_scanlines(&info, &pointer, 1);
-  }
-  jpeg_finish_compress(&info);
-  jpeg_destroy_compress(&info);
-  Bytes file(memory, memory + size);
-  std::free(memory);
-  return file;
-}
 
 struct Planes {
   bool good = false;
@@ -170,8 +125,8 @@ bool read_with_scan(jpeg_decompress_struct& info, Planes& planes) {
   return true;
 }
 
-std::vector<Kind> kinds() {
-  std::vector<Kind> found;
+std::vector<JpegKind> kinds() {
+  std::vector<JpegKind> found;
   for (int quality : {30, 92, 100}) {
     for (const auto& [across, down] : {std::pair{1, 1}, {2, 1}, {2, 2}, {1, 2}}) {
       for (int size : {1, 8, 17, 64, 120}) {
@@ -187,7 +142,7 @@ std::vector<Kind> kinds() {
 bool same(const Planes& a, const Planes& b) { return std::equal(a.samples, a.samples + 3, b.samples); }
 
 void every_kind_is_the_same_to_the_bit() {
-  for (const Kind& kind : kinds()) {
+  for (const JpegKind& kind : kinds()) {
     const Bytes file = encode(kind, static_cast<unsigned>(kind.width * 7 + kind.quality));
     const Planes expected = decode(file, read_with_libjpeg), found = decode(file, read_with_scan);
     CHECK(expected.good && found.good);
@@ -239,7 +194,7 @@ void damage_never_passes_alone() {
   const int rounds = wish ? std::atoi(wish) : 4000;
   std::mt19937 random(static_cast<unsigned>(rounds));
   std::vector<Bytes> seeds;
-  for (const Kind& kind : kinds()) {
+  for (const JpegKind& kind : kinds()) {
     if (kind.width < 80) seeds.push_back(encode(kind, 5));
   }
   int accepted = 0;
