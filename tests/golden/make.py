@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests.decoding import decode
 
 from penstock import _core
-from penstock.loader.augment import ImageTransform, Randomness
-from penstock.loader.decode import Encoded, NativeDecoder, Picture, PixelFormat
+from penstock.loader.decode import NativeDecoder
 
 FOLDER = Path(__file__).parent
 SIDE_HW = (24, 32)
@@ -62,17 +62,8 @@ def make_jpeg(kind: dict[str, object]) -> bytes:
 
 def pixels_of(file: bytes, *, crop: bool) -> np.ndarray:
     """uint8 ``[3, 24, 32]``: the whole picture, or a mirrored part of it."""
-    decoder = NativeDecoder(1, most_pixels=1 << 20)
-    batch = Encoded(memoryview(file), *(np.array([value], dtype=np.int64) for value in (0, len(file), 0)))
-    windows = (
-        np.array([CROP])
-        if crop
-        else ImageTransform().windows(decoder.sizes(batch), batch.sample_ids, Randomness("", 0, 0))
-    )
-    form = PixelFormat(type="uint8")
-    out = np.zeros(form.shape(1, SIDE_HW), dtype=np.uint8)
-    decoder.decode(batch, Picture(windows, np.array([int(crop)], dtype=np.uint8), SIDE_HW), out, form)
-    return out[0]
+    windows = [CROP] if crop else None
+    return decode(NativeDecoder(1, most_pixels=1 << 20), [file], SIDE_HW, windows=windows, flips=[crop])[0]
 
 
 def main() -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.decoding import decode, encoded
 
 import penstock
 from penstock import _core
 from penstock.errors import ConfigError, DecodeError
 from penstock.loader.augment import ImageTransform, Randomness
-from penstock.loader.decode import Encoded, NativeDecoder, Picture, PillowDecoder, PixelFormat
+from penstock.loader.decode import NativeDecoder, PillowDecoder, PixelFormat
 
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
@@ -24,7 +25,6 @@ ImageOps = pytest.importorskip("PIL.ImageOps")
 pytestmark = pytest.mark.skipif(not _core.HAS_JPEG, reason="the core was built without libjpeg-turbo")
 
 MOST_PIXELS = 1 << 26
-BYTES = PixelFormat(type="uint8")
 
 
 def photograph(seed: int, width: int, height: int) -> Image.Image:
@@ -44,23 +44,6 @@ def jpeg(image: Image.Image, **options) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", **({"quality": 92} | options))
     return out.getvalue()
-
-
-def encoded(files: list[bytes]) -> Encoded:
-    lengths = np.array([len(file) for file in files], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return Encoded(memoryview(b"".join(files)), offsets, lengths, np.arange(len(files), dtype=np.int64))
-
-
-def decode(decoder, files, out_hw, *, windows=None, flips=None, form=BYTES) -> np.ndarray:
-    batch = encoded(files)
-    if windows is None:
-        sizes = decoder.sizes(batch)
-        windows = ImageTransform().windows(sizes, batch.sample_ids, Randomness("", 0, 0))
-    flips = np.zeros(len(files), dtype=np.uint8) if flips is None else np.array(flips, dtype=np.uint8)
-    out = np.zeros(form.shape(len(files), out_hw), dtype=form.dtype)
-    decoder.decode(batch, Picture(np.array(windows, dtype=np.float64), flips, out_hw), out, form)
-    return out
 
 
 def native(threads: int = 2, most_pixels: int = MOST_PIXELS) -> NativeDecoder:
