@@ -1,12 +1,15 @@
-"""What the packing tests share: trees of files, and a look at what a pack made of them."""
+"""What tests share that pack: trees of files, small datasets, and a look at what a pack made of them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import penstock
 
 
 class Row(NamedTuple):
@@ -24,6 +27,13 @@ def make_tree(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return root
+
+
+def pack_thousands(root: Path, names: Iterable[str]) -> str:
+    """The path of a packed dataset: 1,000 bytes for each name."""
+    make_tree(root / "in", {name: bytes(1000) for name in names})
+    penstock.pack_dir(str(root / "in"), out=str(root / "packed"))
+    return str(root / "packed")
 
 
 def random_files(count: int, *, folders: int = 3, largest: int = 20_000, seed: int = 0) -> dict[str, bytes]:

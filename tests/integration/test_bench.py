@@ -6,6 +6,7 @@ import json
 import threading
 
 import pytest
+from packing import pack_thousands
 
 import penstock
 from penstock.cli.bench import measure
@@ -18,18 +19,9 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def pack(tmp_path, files: dict[str, bytes]) -> str:
-    for name, data in files.items():
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "packed"))
-    return str(tmp_path / "packed")
-
-
 @pytest.fixture
 def packed(tmp_path) -> str:
-    return pack(tmp_path, {f"{label}/{index}.bin": bytes(1000) for label in "ab" for index in range(50)})
+    return pack_thousands(tmp_path, (f"{label}/{index}.bin" for label in "ab" for index in range(50)))
 
 
 def bench(capsys, *arguments):

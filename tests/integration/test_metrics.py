@@ -9,6 +9,7 @@ import sys
 import urllib.request
 
 import pytest
+from packing import pack_thousands
 
 import penstock
 from penstock.errors import ConfigError, PenstockError
@@ -28,12 +29,7 @@ def fresh_totals(tmp_path, monkeypatch):
 
 @pytest.fixture
 def packed(tmp_path) -> str:
-    for index in range(40):
-        path = tmp_path / "in" / f"{index:03}.bin"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(1000))
-    penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "packed"))
-    return str(tmp_path / "packed")
+    return pack_thousands(tmp_path, (f"{index:03}.bin" for index in range(40)))
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:

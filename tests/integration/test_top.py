@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from packing import pack_thousands
 
 import penstock
 from penstock.cli.main import main
@@ -45,12 +46,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def packed(tmp_path) -> str:
-    for index in range(2000):
-        path = tmp_path / "in" / f"{index:04}.bin"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(1000))
-    penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "packed"))
-    return str(tmp_path / "packed")
+    return pack_thousands(tmp_path, (f"{index:04}.bin" for index in range(2000)))
 
 
 @pytest.fixture

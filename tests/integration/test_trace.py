@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 
 import pytest
+from packing import pack_thousands
 
 import penstock
 from penstock.errors import ConfigError
@@ -20,12 +21,7 @@ BATCHES = 10
 def packed(tmp_path, monkeypatch) -> str:
     monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
-    for index in range(BATCHES * 4):
-        path = tmp_path / "in" / f"{index:03}.bin"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(1000))
-    penstock.pack_dir(str(tmp_path / "in"), out=str(tmp_path / "packed"))
-    return str(tmp_path / "packed")
+    return pack_thousands(tmp_path, (f"{index:03}.bin" for index in range(BATCHES * 4)))
 
 
 def consume(loader) -> None:
