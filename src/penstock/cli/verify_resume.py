@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from penstock import loader as loading
 from penstock.cli import output
 from penstock.cli.resolve import AsJson, Link, StoreRoot
 from penstock.errors import ConfigError
+from penstock.loader.batch import require_torch
 from penstock.loader.loader import Loader
 
 __all__ = ["verify_resume"]
@@ -122,11 +122,9 @@ def _samples(batch: Any) -> Iterator[bytes]:
         return
     parts = batch if isinstance(batch, tuple) else (batch,)
     for row in zip(*parts, strict=True):
-        yield b" ".join(part.contiguous().reshape(-1).view(dtype=_torch().uint8).numpy().tobytes() for part in row)
-
-
-def _torch() -> Any:
-    return sys.modules["torch"]  # there are tensors, so it is there
+        yield b" ".join(
+            part.contiguous().reshape(-1).view(dtype=require_torch().uint8).numpy().tobytes() for part in row
+        )
 
 
 def _function(name: str) -> Open:
