@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
-    from penstock.loader import Batch, DataLoader, load, merge_states
+    from penstock.loader import Batch, DataLoader, LoaderOptions, load, merge_states
     from penstock.observe import metrics
     from penstock.packing import pack, pack_dir
 
@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Budget",
     "DataLoader",
+    "LoaderOptions",
     "Manifest",
     "PenstockError",
     "__version__",
@@ -43,6 +44,7 @@ _HOMES = {
     "Batch": "penstock.loader",
     "Budget": "penstock.budget",
     "DataLoader": "penstock.loader",
+    "LoaderOptions": "penstock.loader",
     "Manifest": "penstock.dataset.manifest",
     "PenstockError": "penstock.errors",
     "load": "penstock.loader",

@@ -8,7 +8,7 @@ from typing import SupportsIndex, TypeAlias
 
 from penstock.errors import ConfigError
 
-__all__ = ["Size", "available_memory_bytes", "format_bytes", "parse_bytes", "whole_number"]
+__all__ = ["Size", "available_memory_bytes", "boolean", "format_bytes", "parse_bytes", "whole_number"]
 
 Size: TypeAlias = int | float | str
 """Bytes as an int, a share of this machine's memory as a float in (0, 1], or text such as ``"512MiB"``."""
@@ -102,3 +102,14 @@ def format_bytes(count: int | float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} PiB"
+
+
+def boolean(name: str, value: object) -> bool:
+    """True or False, and nothing that is merely like them: ``"false"`` would be true.
+
+    Raises:
+        ConfigError: something else; the message names the argument.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; give True or False")
+    return value

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from penstock._core import HAS_JPEG
 from penstock.budget import Charge
 from penstock.dataset.labels import read_labels
 from penstock.errors import ConfigError, ManifestError, ObjectNotFound, PenstockError
+from penstock.loader.arguments import LoaderArguments
 from penstock.loader.augment import ImageTransform, Randomness
 from penstock.loader.batch import require_torch
 from penstock.loader.decode import (
@@ -29,14 +30,16 @@ from penstock.loader.decode import (
     PixelType,
 )
 from penstock.loader.fetch import Fetcher
-from penstock.loader.loader import DEFAULT_INFLIGHT_BYTES, Loader
+from penstock.loader.loader import Loader
+from penstock.loader.options import LoaderOptions, MemoryFormat
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
 from penstock.loader.profiles import Threads
+from penstock.loader.settings import defaults, settle
 from penstock.loader.work import CostChanged, Work
 from penstock.observe.stages import StageClock
 from penstock.proof import prove
-from penstock.sizes import Size, whole_number
+from penstock.sizes import whole_number
 from penstock.store import open_store
 
 if TYPE_CHECKING:
@@ -122,7 +125,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         mean: of each channel, in [0, 1] units, subtracted from float images.
         std: of each channel, that float images are then divided by.
         dtype: ``uint8``, ``float32`` or ``bfloat16``.
-        layout: ``NCHW`` or ``NHWC``.
+        layout: ``NCHW`` or ``NHWC``; by default what ``memory_format`` says, or ``NCHW``.
 
     Raises:
         ConfigError: an argument or decode variable that can't work.
@@ -132,27 +135,8 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
     def __init__(
         self,
         dataset_link: str,
+        options: LoaderOptions | Mapping[str, Any] | None = None,
         *,
-        manifest_store_root: str | None = None,
-        dev_manifest_path: str | None = None,
-        batch_size_samples: int = 32,
-        max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-        max_queue_batches: int | None = None,
-        prefetch_batches: int | None = None,
-        target_batch_bytes: Size | None = None,
-        max_batch_bytes: Size | None = None,
-        start_id: int | None = None,
-        end_id: int | None = None,
-        node_id: str | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        profile: str | None = None,
-        tune: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-        resume: Mapping[str, Any] | None = None,
         resize_hw: Sequence[int] | None = None,
         to_float: bool = True,
         center_crop_hw: Sequence[int] | None = None,
@@ -164,39 +148,20 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         dtype: PixelType | None = None,
-        layout: Layout = "NCHW",
+        layout: Layout | None = None,
+        **arguments: Unpack[LoaderArguments],
     ) -> None:
+        settings = settle(options, arguments, defaults(batch_size=32))
         sizes = {"resize": resize_hw, "center_crop": center_crop_hw, "random_resized_crop": random_resized_crop_hw}
         rest = ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip)
         self._transform = _transform(sizes, shorter_side, rest)
-        self._format = _format(dtype or ("float32" if to_float else "uint8"), layout, mean, std)
+        form = _layout(layout, settings.options.memory_format)
+        self._format = _format(dtype or ("float32" if to_float else "uint8"), form, mean, std)
         require_torch()
         _require_pillow()
-        self._settings = DecodeSettings.from_environment()
-        self._decoder = self._settings.decoder()
-        super().__init__(
-            dataset_link,
-            manifest_store_root=manifest_store_root,
-            dev_manifest_path=dev_manifest_path,
-            batch_size_samples=batch_size_samples,
-            max_inflight_bytes=max_inflight_bytes,
-            max_queue_batches=max_queue_batches,
-            prefetch_batches=prefetch_batches,
-            target_batch_bytes=target_batch_bytes,
-            max_batch_bytes=max_batch_bytes,
-            start_id=start_id,
-            end_id=end_id,
-            node_id=node_id,
-            shuffle=shuffle,
-            seed=seed,
-            epoch=epoch,
-            profile=profile,
-            tune=tune,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            resume=resume,
-        )
+        self._decode = DecodeSettings.from_environment()
+        self._decoder = self._decode.decoder()
+        super().__init__(dataset_link, settings)
         self._classes: list[str] | None = None
         self._classes_read = False
 
@@ -205,7 +170,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         """Names of the labels by id, from the dataset's ``_mx8/labels.tsv``; None when it has none."""
         if not self._classes_read:
             try:
-                self._classes = read_labels(open_store(self._base).read("_mx8/labels.tsv"))
+                self._classes = read_labels(open_store(self._resolved.base).read("_mx8/labels.tsv"))
             except ObjectNotFound:
                 self._classes = None
             self._classes_read = True
@@ -221,7 +186,10 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         return self._transform.out_hw is not None
 
     def _threads(self) -> Threads:
-        return Threads(self._settings.threads, chosen=config.lookup("DECODE_THREADS") is not None)
+        asked = self._settings.options.num_workers
+        if asked:
+            return Threads(asked, chosen=True)
+        return Threads(self._decode.threads, chosen=config.lookup("DECODE_THREADS") is not None)
 
     def _thread_setter(self) -> Callable[[int], None]:
         return self._decoder.resize
@@ -327,6 +295,13 @@ def _checked_hw(name: str, hw: Sequence[int]) -> tuple[int, int]:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} is {hw!r}; give (height, width) in pixels, both from 1 to {_MOST_SIDE}") from error
+
+
+def _layout(layout: str | None, memory_format: MemoryFormat) -> str:
+    asked = {"auto": None, "channels_first": "NCHW", "channels_last": "NHWC"}[memory_format]
+    if layout is not None and asked is not None and layout != asked:
+        raise ConfigError(f"layout is {layout!r} and memory_format {memory_format!r}; give one of them")
+    return layout or asked or "NCHW"
 
 
 def _format(dtype: str, layout: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> PixelFormat:

@@ -201,7 +201,7 @@ def test_a_second_loop_over_one_loader_is_empty_and_says_why(load, packed, caplo
     assert sum(1 for _ in loader) == 1
     assert caplog.text == ""
     assert sum(1 for _ in loader) == 0
-    assert "make one for each epoch" in caplog.text
+    assert "call set_epoch(n)" in caplog.text
 
 
 def test_a_pinned_link_of_a_dataset_that_was_just_packed_works_everywhere(load, tmp_path, packed, contents):

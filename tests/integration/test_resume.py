@@ -167,7 +167,7 @@ def test_a_finished_epoch_has_nothing_left(load):
     [
         ({"seed": 5}, "seed was 4 and is 5 now"),
         ({"epoch": 3}, "epoch was 2 and is 3 now"),
-        ({"shuffle": False}, "shuffle was True and is False now"),
+        ({"shuffle": False}, "order was 'random' and is 'sequential' now"),
         ({"start_id": 0, "end_id": 100}, "end_id was 203 and is 100 now"),
     ],
 )
@@ -182,7 +182,8 @@ def test_another_order_is_refused_with_the_reason(load, other, says):
     ("arguments", "says"),
     [
         ({"rank": 2, "world_size": 2}, "from 0 to 1"),
-        ({"world_size": 0}, "world_size"),
+        ({"world_size": -1}, "world_size"),
+        ({"worker_id": 2, "num_workers_pytorch": 2}, "from 0 to 1"),
         ({"world_size": 2, "target_batch_bytes": 1000}, "cut by count"),
         ({"world_size": 300}, "give drop_last=True"),
     ],
@@ -239,3 +240,47 @@ def test_a_chain_of_kills_takes_each_sample_once(packed, tmp_path):
     assert done.returncode == 0
     taken = [sample for line in log.read_text().splitlines() for sample in json.loads(line)["ids"]]
     assert sorted(taken) == list(range(SAMPLES))
+
+
+def test_workers_of_one_rank_in_turn_give_what_one_loader_gives(load):
+    whole = ids(load())
+    workers = [load(worker_id=worker, num_workers_pytorch=3) for worker in range(3)]
+    assert sum(len(worker) for worker in workers) == len(whole)
+    assert [ids(workers[step % 3], 1)[0] for step in range(len(whole))] == whole
+
+
+def test_a_worker_goes_on_with_its_own_state_and_all_of_them_merge(load):
+    arguments = [{"worker_id": worker, "num_workers_pytorch": 2} for worker in range(2)]
+    whole = ids(load())
+    loaders = [load(**each) for each in arguments]
+    took = [ids(loaders[0], 4), ids(loaders[1], 3)]
+    states = [through_json(loader.state_dict()) for loader in loaders]
+    again = [load(resume=state, **each) for state, each in zip(states, arguments, strict=True)]
+    assert [len(loader) for loader in again] == [len(loaders[0]) - 4, len(loaders[1]) - 3]
+    assert through_json(again[0].state_dict()) == states[0]
+    assert took[0] + ids(again[0]) == whole[0::2]
+    assert took[1] + ids(again[1]) == whole[1::2]
+    with pytest.raises(ResumeError, match="worker 0 of 2 alone"):
+        load(resume=states[0])
+    rest = load(resume=penstock.merge_states(states), batch_size_samples=7)
+    assert sorted(flat(took[0] + took[1] + ids(rest))) == list(range(SAMPLES))
+
+
+def test_set_epoch_begins_another_epoch_wherever_the_loader_is(load):
+    expected = [ids(load(epoch=epoch)) for epoch in range(3)]
+    with load(epoch=0, prefetch_batches=2) as loader:
+        assert ids(loader) == expected[0]
+        loader.set_epoch(1)
+        assert (loader.epoch, ids(loader, 5)) == (1, expected[1][:5])
+        held = next(loader)
+        loader.set_epoch(2)
+        assert (len(loader), ids(loader)) == (len(expected[2]), expected[2])
+        assert held.sample_ids == expected[1][5]
+        assert sum(map(len, held)) == held.payload_bytes  # its bytes are there still
+        loader.set_epoch(1)
+        state = through_json(load(epoch=1, resume=None).state_dict())
+        assert through_json(loader.state_dict()) == state
+        with pytest.raises(ConfigError, match="epoch is 'two'"):
+            loader.set_epoch("two")
+    with pytest.raises(ClosedError):
+        loader.set_epoch(3)

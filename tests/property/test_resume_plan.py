@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock.errors import ConfigError, ResumeError
 from penstock.loader.order import Remaining, Sequential, Shuffled
 from penstock.loader.split import Split, Steps
-from penstock.loader.state import Epoch, LoaderState, merge_states, united
+from penstock.loader.state import Begun, Epoch, LoaderState, merge_states, united
 
 COUNTS = st.integers(0, 300)
 BATCHES = st.integers(1, 20)
@@ -109,10 +109,49 @@ def run(state: LoaderState, ranks_take: list[int]) -> list[int]:
     return found
 
 
+@given(count=COUNTS, batch=BATCHES, world=WORLDS, workers=st.integers(1, 5))
+def test_taking_steps_from_workers_in_turn_gives_the_steps_of_their_rank(count, batch, world, workers):
+    steps = all_steps(count, batch, world, False)
+    if steps is None:
+        return
+    for rank, whole in enumerate(steps):
+        parts = [Steps(count, Split(batch, rank, world, False, worker, workers)) for worker in range(workers)]
+        assert sum(part.count for part in parts) == whole.count
+        in_turn = [parts[step % workers].batch(step // workers) for step in range(whole.count)]
+        assert in_turn == [whole.batch(step) for step in range(whole.count)]
+
+
+@settings(max_examples=200)
+@given(count=COUNTS, batch=BATCHES, world=st.integers(1, 3), workers=st.integers(2, 4), data=st.data())
+def test_merged_states_of_workers_are_what_each_of_them_took(count, batch, world, workers, data):
+    if all_steps(count, batch, world, False) is None:
+        return
+    epoch = Epoch("m", 0, count, "random", 1, 2)
+    states, taken = [], []
+    for rank in range(world):
+        for worker in range(workers):
+            split = Split(batch, rank, world, False, worker, workers)
+            steps = Steps(count, split)
+            take = data.draw(st.integers(0, steps.count))
+            taken += [position for step in range(take) for position in range(*steps.batch(step))]
+            states.append(json.loads(json.dumps(LoaderState(epoch, (), split, take).to_dict())))
+    done = LoaderState.from_dict(merge_states(data.draw(st.permutations(states)))).done()
+    assert [position for start, end in done for position in range(start, end)] == sorted(taken)
+    assert json.dumps(states[0]).count("[") <= 1  # one worker alone can't say what is done, and doesn't
+
+
+def test_the_state_of_one_worker_is_for_that_worker_alone():
+    split = Split(8, 0, 2, False, 1, 3)
+    state = LoaderState(Epoch("m", 0, 100, "random", 1, 2), ((0, 4),), split, 1)
+    assert LoaderState.from_dict(state.to_dict()).begun(split) == Begun(((0, 4),), 1)
+    with pytest.raises(ResumeError, match="worker 1 of 3 alone"):
+        state.begun(Split(8, 0, 2))
+
+
 @settings(max_examples=200)
 @given(count=COUNTS, data=st.data())
 def test_any_chain_of_interruptions_takes_each_sample_once(count, data):
-    epoch = Epoch("m", 0, count, True, 1, 2)
+    epoch = Epoch("m", 0, count, "random", 1, 2)
     done, taken = (), []
     for _ in range(data.draw(st.integers(0, 5))):
         batch, world = data.draw(BATCHES), data.draw(WORLDS)
@@ -139,7 +178,7 @@ def test_any_chain_of_interruptions_takes_each_sample_once(count, data):
 
 
 def test_merging_takes_as_long_as_ranks_are_apart_not_as_they_have_come(count=10_000_000, world=8):
-    epoch = Epoch("m", 0, count, True, 1, 2)
+    epoch = Epoch("m", 0, count, "random", 1, 2)
     most = count // world
     states = [LoaderState(epoch, (), Split(1, rank, world), most - 5 * rank).to_dict() for rank in range(world)]
     started = time.process_time()
@@ -149,7 +188,7 @@ def test_merging_takes_as_long_as_ranks_are_apart_not_as_they_have_come(count=10
 
 
 def test_merging_over_many_gaps_looks_at_each_once(count=1_000_000, world=8):
-    epoch = Epoch("m", 0, count, True, 1, 2)
+    epoch = Epoch("m", 0, count, "random", 1, 2)
     begun_with = tuple((start, start + 1) for start in range(0, count, 100))
     states = [LoaderState(epoch, begun_with, Split(32, rank, world), 200 * rank).to_dict() for rank in range(world)]
     started = time.process_time()
@@ -159,7 +198,7 @@ def test_merging_over_many_gaps_looks_at_each_once(count=1_000_000, world=8):
 
 
 def a_state(**changes) -> dict:
-    state = LoaderState(Epoch("m", 0, 100, True, 1, 2), (), Split(8, 0, 2), 3).to_dict()
+    state = LoaderState(Epoch("m", 0, 100, "random", 1, 2), (), Split(8, 0, 2), 3).to_dict()
     return {**state, **changes}
 
 
@@ -188,7 +227,7 @@ def test_what_is_no_state_is_refused(state, says):
     ("states", "says"),
     [
         ([], "no states"),
-        ([a_state()], r"ranks \[0\]; give one of each rank from 0 to 1"),
+        ([a_state()], r"ranks \[0\].*give one of each rank from 0 to 1"),
         ([a_state(), a_state()], r"ranks \[0, 0\]"),
         ([a_state(split=None, taken=48)], "merged already, or its batches are cut by bytes"),
     ],
@@ -201,4 +240,4 @@ def test_states_that_do_not_fit_together_are_refused(states, says):
 def test_another_epoch_is_refused_by_name():
     state = LoaderState.from_dict(a_state())
     with pytest.raises(ResumeError, match=r"seed was 1 and is 3 now, epoch was 2 and is 4 now"):
-        state.require(Epoch("m", 0, 100, True, 3, 4))
+        state.require(Epoch("m", 0, 100, "random", 3, 4))

@@ -1,6 +1,6 @@
 """Loading: plan, charge, fetch, deliver.
 
-``order`` says which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it,
+``options`` and ``arguments`` are what may be asked for, ``settings`` what that comes to. ``sampler`` and ``order`` say which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it,
 ``plan`` makes units and reads of what is left, ``fetch`` brings the bytes,
 ``pipeline`` admits units under the budget and hands results out in order, ``batch`` is what the consumer gets, and
 ``loader`` puts them together.
@@ -8,6 +8,19 @@
 
 from penstock.loader.batch import Batch
 from penstock.loader.loader import DataLoader, load
+from penstock.loader.options import AsyncPool, LoaderOptions
+from penstock.loader.sampler import DistributedSampler, RandomSampler, SequentialSampler, WeightedSampler
 from penstock.loader.state import merge_states
 
-__all__ = ["Batch", "DataLoader", "load", "merge_states"]
+__all__ = [
+    "AsyncPool",
+    "Batch",
+    "DataLoader",
+    "DistributedSampler",
+    "LoaderOptions",
+    "RandomSampler",
+    "SequentialSampler",
+    "WeightedSampler",
+    "load",
+    "merge_states",
+]

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
 
 import numpy as np
 
@@ -35,20 +34,16 @@ from penstock.errors import (
 )
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
+from penstock.loader.reading import Reading
 from penstock.observe.stages import StageClock
 from penstock.store import Interrupt, Store, open_store, split_location
 from penstock.store.base import Buffer
 
 __all__ = ["Fetcher"]
 
-T = TypeVar("T")
-
 _OPEN_FILES = 128  # shards kept open; an epoch in shuffled order comes back to each of them in every batch
 _PLACES = 1024  # locations whose path or store is remembered
-_READ_THREADS = min(4, len(os.sched_getaffinity(0)))  # of one batch: so many cores saturate most machines' memory
 _OBJECT_GAP_BYTES = 256 << 10  # at 1 GB/s and 1 ms a request, reading this much in vain is the cheaper way
-_OBJECT_SPAN_BYTES = 8 << 20
-_OBJECT_READS = 8  # ranged reads of one loader under way at once; the process's own limit is the store's
 
 
 class _File:
@@ -109,9 +104,10 @@ class _Part:
 class Fetcher:
     """Reads samples of one manifest, and tells the clock how long it took. Thread-safe; closed by its owner."""
 
-    def __init__(self, dataset: Resolved, clock: StageClock | None = None) -> None:
+    def __init__(self, dataset: Resolved, clock: StageClock | None = None, reading: Reading | None = None) -> None:
         self._dataset = dataset
         self._clock = clock or StageClock()
+        self._reading = reading or Reading()
         self._files: dict[int, _File] = {}  # by location, the oldest first
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -172,13 +168,14 @@ class Fetcher:
     def _fetch_ranges(self, part: _Part) -> None:
         rows_locations = part.locations
         locations = sorted(set(rows_locations.tolist()))
-        local = []
+        local, objects = [], []
         for location in locations:
             store, key = self._place(location)
             if store is None:
                 local.append(location)
             else:
-                self._read_object(store, key, part.take(np.flatnonzero(rows_locations == location)))
+                objects.append((store, key, part.take(np.flatnonzero(rows_locations == location))))
+        self._read_objects(objects)
         if len(local) == len(locations) <= _OPEN_FILES:
             self._read_files(part, local)
             return
@@ -196,8 +193,12 @@ class Fetcher:
         remote = [position for position, (store, _) in enumerate(places) if store is not None]
         if remote:
             objects = part.take(np.array(remote))
-            keys = [(index, store, key) for index, (store, key) in enumerate(places[p] for p in remote) if store]
-            self._side_by_side(partial(_stream_whole, objects), keys)
+            chains: list[Callable[[], None]] = []
+            for index, (store, key) in enumerate(places[position] for position in remote):
+                assert store is not None
+                whole = Span(0, int(objects.lengths[index]), index, index + 1)
+                chains += [partial(_stream_whole, store, key, objects, c) for c in self._reading.chains([whole])]
+            self._side_by_side(chains)
             self._verify(objects)
 
     def _read_files(self, part: _Part, locations: list[int]) -> None:
@@ -205,32 +206,33 @@ class Fetcher:
         files = self._open(locations)  # held while it reads
         fds = np.array([file.fd for file in files])[np.searchsorted(locations, part.locations)]
         places = part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs
-        self._check(part, _core.read_ranges(fds, *places, threads=_READ_THREADS))
+        self._check(part, _core.read_ranges(fds, *places, threads=self._reading.threads))
 
-    def _read_object(self, store: Store, key: str, part: _Part) -> None:
-        part = part.take(np.argsort(part.offsets))
-        offsets, lengths, dests = part.offsets, part.lengths, part.dest_offsets
+    def _read_objects(self, objects: Sequence[tuple[Store, str, _Part]]) -> None:
+        chains: list[Callable[[], None]] = []
+        for store, key, unsorted in objects:
+            part = unsorted.take(np.argsort(unsorted.offsets))
+            spans = coalesce(
+                part.offsets,
+                part.lengths,
+                max_gap_bytes=_OBJECT_GAP_BYTES,
+                max_span_bytes=self._reading.part_bytes,
+            )
+            chains += [partial(_stream_spans, store, key, part, chain) for chain in self._reading.chains(spans)]
+        self._side_by_side(chains)
+        for _, _, part in objects:
+            self._verify(part)
 
-        def read(span: Span) -> None:
-            rows = slice(span.first, span.last)
-            position = span.start
-            for piece in store.stream(key, span.start, span.end):
-                _core.scatter(piece, position, offsets[rows], lengths[rows], part.dest, dests[rows])
-                position += len(piece)
+    def _side_by_side(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Run tasks on the threads that read objects; raises what the first one raised."""
 
-        spans = coalesce(offsets, lengths, max_gap_bytes=_OBJECT_GAP_BYTES, max_span_bytes=_OBJECT_SPAN_BYTES)
-        self._side_by_side(read, spans)
-        self._verify(part)
-
-    def _side_by_side(self, task: Callable[[T], None], arguments: Sequence[T]) -> None:
-        """Run a task for each argument on the threads that read objects; raises what the first one raised."""
-
-        def run(argument: T) -> None:
+        def run(task: Callable[[], None]) -> None:
             with self._interrupt.cover():
-                task(argument)
+                task()
 
-        for _ in self._objects_pool().map(run, arguments):
-            pass
+        if tasks:
+            for _ in self._objects_pool().map(run, tasks):
+                pass
 
     def _verify(self, part: _Part) -> None:
         bad = _core.verify_crc32c(part.dest, part.dest_offsets, part.lengths, part.crcs)
@@ -316,7 +318,7 @@ class Fetcher:
             if self._closed:
                 raise ClosedError("the loader was closed while it was reading")
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_OBJECT_READS, thread_name_prefix="penstock-fetch")
+                self._pool = ThreadPoolExecutor(self._reading.requests, thread_name_prefix="penstock-fetch")
             return self._pool
 
 
@@ -336,12 +338,20 @@ def _file_size(path: str) -> int:
         raise _os_error(error.errno or errno.EIO, path) from error
 
 
-def _stream_whole(part: _Part, place: tuple[int, Store, str]) -> None:
-    index, store, key = place
-    position, length = int(part.dest_offsets[index]), int(part.lengths[index])
-    if not length:
-        return
+def _stream_spans(store: Store, key: str, part: _Part, spans: Sequence[Span]) -> None:
+    offsets, lengths, dests = part.offsets, part.lengths, part.dest_offsets
+    for span in spans:
+        rows, position = slice(span.first, span.last), span.start
+        for piece in store.stream(key, span.start, span.end):
+            _core.scatter(piece, position, offsets[rows], lengths[rows], part.dest, dests[rows])
+            position += len(piece)
+
+
+def _stream_whole(store: Store, key: str, part: _Part, spans: Sequence[Span]) -> None:
     view = memoryview(part.dest)
-    for piece in store.stream(key, 0, length, object_bytes=length):
-        view[position : position + len(piece)] = piece
-        position += len(piece)
+    for span in spans:
+        length, start = int(part.lengths[span.first]), int(part.dest_offsets[span.first])
+        position = start + span.start
+        for piece in store.stream(key, span.start, span.end, object_bytes=length):
+            view[position : position + len(piece)] = piece
+            position += len(piece)

@@ -6,23 +6,28 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
-from penstock.dataset.resolve import Resolved, resolve
+from penstock.dataset.resolve import resolve
 from penstock.errors import ConfigError, ResumeError
+from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.fetch import Fetcher
-from penstock.loader.order import Order, Remaining, Sequential, Shuffled
+from penstock.loader.options import LoaderOptions
+from penstock.loader.order import Order, Remaining
 from penstock.loader.pipeline import Pipeline
-from penstock.loader.plan import BatchLimits, Unit, plan_units
+from penstock.loader.plan import Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
-from penstock.loader.split import Split, Steps
-from penstock.loader.state import Epoch, Intervals, LoaderState
+from penstock.loader.reading import Reading
+from penstock.loader.settings import Settings, defaults, settle
+from penstock.loader.split import Steps
+from penstock.loader.state import Begun, Epoch, LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
@@ -32,138 +37,107 @@ from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
 from penstock.observe.trace import Trace, trace_in
 from penstock.proof import prove
-from penstock.sizes import Size, parse_bytes, whole_number
+from penstock.sizes import whole_number
 
-__all__ = ["DEFAULT_INFLIGHT_BYTES", "DataLoader", "Loader", "load"]
+__all__ = ["DataLoader", "Loader", "load"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("penstock")
 
-DEFAULT_INFLIGHT_BYTES = 128 << 20
 _DEFAULT_STALL_TIMEOUT_S = 300
-_MOST_INFLIGHT_BYTES = 1 << 42  # 4 TiB: the arena's address range is a multiple of it, and has to fit into 47 bits
 _LEAST_CHARGE_BYTES = 64  # what the smallest region takes in the arena: charged, so that many of them stay in the cap
 
 
 class Loader(Generic[T]):
     """What every loader shares: a link, a range, a budget, a pipeline and its statistics.
 
-    Single pass: iterating returns the loader itself, and after the last batch every ``next()`` raises StopIteration;
-    another epoch is another loader. Use it as a context manager, or call ``close()``, or just drop it.
+    Single pass: iterating returns the loader itself, and after the last batch every ``next()`` raises StopIteration,
+    until ``set_epoch`` begins another epoch. Use it as a context manager, or call ``close()``, or just drop it.
     """
 
-    def __init__(
-        self,
-        dataset_link: str,
-        *,
-        manifest_store_root: str | None = None,
-        dev_manifest_path: str | None = None,
-        batch_size_samples: int = 512,
-        max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-        max_queue_batches: int | None = None,
-        prefetch_batches: int | None = None,
-        target_batch_bytes: Size | None = None,
-        max_batch_bytes: Size | None = None,
-        start_id: int | None = None,
-        end_id: int | None = None,
-        node_id: str | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        profile: str | None = None,
-        tune: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-        resume: Mapping[str, Any] | None = None,
-    ) -> None:
-        cap_bytes = parse_bytes(max_inflight_bytes, name="max_inflight_bytes")
-        cap_bytes = whole_number("max_inflight_bytes", cap_bytes, least=1, most=_MOST_INFLIGHT_BYTES)
-        limits = _batch_limits(batch_size_samples, cap_bytes, target_batch_bytes, max_batch_bytes)
+    def __init__(self, dataset_link: str, settings: Settings) -> None:
+        self._settings = settings
         self._rss = RssGuard.from_environment()
-        self._split = _split(limits, rank, world_size, drop_last)
         self._how = tuning(
-            profile,
-            tune=tune,
-            prefetch=prefetch_batches,
-            queue=max_queue_batches,
+            settings.profile,
+            tune=settings.options.auto_tune,
+            prefetch=settings.prefetch,
+            queue=settings.queue,
             threads=self._threads(),
             side_by_side=self._side_by_side(),
-            cap_bytes=cap_bytes,
+            cap_bytes=settings.cap_bytes,
             rss_limit_bytes=self._rss.limit_bytes,
         )
-        seed, epoch = whole_number("seed", seed), whole_number("epoch", epoch)
-        _check_range_pair(start_id, end_id)
-
-        resolved = resolve(
+        self._resolved = resolve(
             dataset_link,
-            manifest_store_root=manifest_store_root,
-            dev_manifest_path=dev_manifest_path,
-            node_id=node_id,
+            manifest_store_root=settings.manifest_store_root,
+            dev_manifest_path=settings.dev_manifest_path,
+            node_id=settings.node_id,
         )
-        self._manifest = resolved.manifest
-        self._base = resolved.base
-        start, end = _range(start_id, end_id, self._manifest.row_count)
-        prove("range_selected", start_id=start, end_id=end, manifest_hash=resolved.hash)
-        self._resolved, self._limits, self._cap_bytes = resolved, limits, cap_bytes
-        self._epoch = Epoch(resolved.hash, start, end, bool(shuffle), seed, epoch)
+        epoch = _epoch(settings, self._resolved.hash, self._resolved.manifest.row_count)
+        prove("range_selected", start_id=epoch.start_id, end_id=epoch.end_id, manifest_hash=epoch.manifest_hash)
         self._rss.sample()
         serve_as_configured()
-        self._leave(_begun_with(resume, self._epoch))
+        self._plan(epoch, _begun(settings.resume, epoch, settings))
         self._start()
 
-    def _leave(self, begun_with: Intervals) -> None:
-        """Plan what is left of the epoch; where that can't be, nothing has changed."""
-        order: Order = _order(self._epoch)
-        if begun_with:
-            order = Remaining(order, begun_with)
-        steps = None if self._split is None else Steps(order.count, self._split)
-        self._begun_with, self._order, self._steps = begun_with, order, steps
+    def _plan(self, epoch: Epoch, begun: Begun) -> None:
+        """Plan what is left of an epoch; where that can't be, nothing has changed."""
+        order: Order = self._settings.sampler.order(epoch)
+        if begun.done:
+            order = Remaining(order, begun.done)
+        split = self._settings.split
+        steps = None if split is None else Steps(order.count, split)
+        self._epoch, self._begun, self._order, self._steps = epoch, begun, order, steps
 
     def _start(self, trace: Trace | None = None) -> None:
-        """Begin with what is left of the epoch; a trace that is being written goes on."""
-        resolved = self._resolved
-        self._budget = Budget(self._cap_bytes)
-        self._open(resolved, trace)
+        """Begin with what is planned; a trace that is being written goes on."""
+        self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
+        self._clock = self._resources.enter_context(closing(StageClock()))
+        reading = Reading.of(self._settings.options)
+        self._fetcher = self._resources.enter_context(closing(Fetcher(self._resolved, self._clock, reading)))
+        self._write_trace(trace)
+        self._budget = Budget(self._settings.cap_bytes)
         self._delivered = PipelineStatistics()
-        subject = (type(self).__name__, resolved.hash, self._limits, self._cap_bytes, self._epoch.shuffle)
-        self._tuner = Tuner(self._how, subject, self._clock, self._delivered, self._rss)
-        self._pipeline = self._begin()
+        subject = (type(self).__name__, self.manifest_hash, self._settings.limits, self._settings.cap_bytes)
+        self._tuner = Tuner(self._how, (*subject, self._epoch.order), self._clock, self._delivered, self._rss)
+        self._pipeline = self._start_threads()
         self._statistics = LoaderStatistics(self._delivered, self._budget, self._rss, self._clock, self._tuner)
         shown = config.flag("TOP") is not False
-        self._live = LiveLoader(resolved.base, resolved.hash, self._statistics.read, shown=shown)
-        self._resources.callback(self._live.close)
+        live = LiveLoader(self._resolved.base, self.manifest_hash, self._statistics.read, shown=shown)
+        self._live = self._resources.enter_context(closing(live))
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
 
-    def _open(self, resolved: Resolved, trace: Trace | None) -> None:
-        """What has to be closed again."""
-        self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
-        self._clock = StageClock()
-        self._resources.callback(self._clock.close)
-        self._fetcher = Fetcher(resolved, self._clock)
-        self._resources.callback(self._fetcher.close)
-        self._title = f"{resolved.base}@sha256:{resolved.hash}"
+    def _write_trace(self, trace: Trace | None) -> None:
         if trace is None and (folder := config.lookup("TRACE")) is not None:
             trace = trace_in(folder, self._title)
         if trace is not None:
             self._clock.write_to(trace)
 
-    def _begin(self) -> Pipeline[T]:
-        """Start the threads."""
-        knobs, set_threads = self._tuner.knobs, self._thread_setter()
+    def _start_threads(self) -> Pipeline[T]:
+        knobs, set_threads, options = self._tuner.knobs, self._thread_setter(), self._settings.options
         set_threads(knobs.threads)
+        units = plan_units(
+            self._resolved.manifest,
+            self._order,
+            self._settings.limits,
+            self._fetcher.size_of,
+            self._steps,
+            first_step=self._begun.steps,
+            together=options.collate_buffer_size,
+        )
         pipeline = Pipeline(
-            plan_units(self._manifest, self._order, self._limits, self._fetcher.size_of, self._steps),
+            units,
             self._work(),
             self._budget,
             builders=knobs.prefetch,
             most_builders=self._tuner.most_prefetch,
-            first_alone="://" not in self._base,  # requests to a store wait more than they compute
+            first_alone="://" not in self._resolved.base,  # requests to a store wait more than they compute
             depth=knobs.queue,
             cancel=self._fetcher.cancel,
             release=self._resources.close,
-            stall_timeout_s=config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
+            stall_timeout_s=options.timeout_seconds or config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
             clock=self._clock,
             statistics=self._delivered,
         )
@@ -189,11 +163,25 @@ class Loader(Generic[T]):
     @property
     def manifest_hash(self) -> str:
         """SHA-256 of the manifest that is being loaded, 64 lower-case hex digits."""
-        return self._manifest.hash
+        return self._resolved.hash
+
+    @property
+    def options(self) -> LoaderOptions:
+        """The knobs that this loader goes by, its own defaults included."""
+        return self._settings.options
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch this is."""
+        return self._epoch.epoch
+
+    @property
+    def _title(self) -> str:
+        return f"{self._resolved.base}@sha256:{self._resolved.hash}"
 
     def __iter__(self) -> Loader[T]:
-        if self._pipeline.finished and self._pipeline.statistics.delivered_batches:
-            _log.warning("this loader is at its end, so this loop gets nothing: make one for each epoch (epoch=n)")
+        if self._pipeline.finished and self._delivered.delivered_batches:
+            _log.warning("this loader is at its end, so this loop gets nothing: call set_epoch(n), or make another one")
         return self
 
     def __next__(self) -> T:
@@ -232,7 +220,7 @@ class Loader(Generic[T]):
         """
         if self._steps is None:
             raise TypeError("the number of batches isn't known when they are cut by bytes")
-        return self._steps.count
+        return self._steps.count - self._begun.steps
 
     def state_dict(self) -> dict[str, Any]:
         """What was handed out so far, as a small dict for JSON; ``resume=`` and ``load_state_dict`` go on from it.
@@ -241,8 +229,9 @@ class Loader(Generic[T]):
         many steps as this one, so where they step together any rank's state will do; ``merge_states`` joins those of
         ranks that don't.
         """
-        taken = self._delivered.delivered_samples if self._split is None else self._delivered.delivered_batches
-        return LoaderState(self._epoch, self._begun_with, self._split, taken).to_dict()
+        split, delivered = self._settings.split, self._delivered
+        taken = delivered.delivered_samples if split is None else self._begun.steps + delivered.delivered_batches
+        return LoaderState(self._epoch, self._begun.done, split, taken).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader of the same epoch was, whatever its batches, ranks or prefetch.
@@ -261,7 +250,22 @@ class Loader(Generic[T]):
             raise ResumeError(
                 f"{self._delivered.delivered_batches} batches were handed out already; load a state before the first"
             )
-        self._leave(_begun_with(state, self._epoch))
+        self._restart(self._epoch, _begun(state, self._epoch, self._settings))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch from its first batch, wherever this one is; counters begin anew as well.
+
+        Batches that were handed out stay valid.
+
+        Raises:
+            ConfigError: that is no epoch.
+            ClosedError: after ``close()``.
+        """
+        self._pipeline.check_usable()
+        self._restart(replace(self._epoch, epoch=whole_number("epoch", epoch)), Begun())
+
+    def _restart(self, epoch: Epoch, begun: Begun) -> None:
+        self._plan(epoch, begun)
         trace = self._clock.take_trace()  # it ends with the loader, which goes on
         self.close()
         self._start(trace)
@@ -317,6 +321,8 @@ class DataLoader(Loader[Batch]):
     Args:
         dataset_link: a folder or ``s3://``, ``gs://``, ``az://`` prefix: plain (the pinned manifest if there is one),
             with ``@refresh`` (index again) or ``@sha256:<hash>`` (exactly this manifest).
+        options: ``LoaderOptions``, or a dict of some of its fields: all knobs in one record. Any field may be given as a
+            keyword as well, which then wins. Without a record, the defaults are those below.
         manifest_store_root: where manifests are kept; default ``config.default_manifest_store_root()``.
         dev_manifest_path: a TSV to use instead of indexing, for development.
         batch_size_samples: most samples in a batch; 0 is 1. The last batch may be smaller.
@@ -351,88 +357,47 @@ class DataLoader(Loader[Batch]):
         ResolveError, StoreError, ManifestError: the link can't be resolved.
     """
 
+    def __init__(
+        self,
+        dataset_link: str,
+        options: LoaderOptions | Mapping[str, Any] | None = None,
+        **arguments: Unpack[LoaderArguments],
+    ) -> None:
+        settings = settle(options, arguments, defaults(batch_size=512))
+        if settings.options.memory_format != "auto":
+            raise ConfigError(
+                f"memory_format is {settings.options.memory_format!r}, and a DataLoader gives bytes, which have no "
+                "channels; leave it 'auto', or load images with ImageFolderLoader"
+            )
+        super().__init__(dataset_link, settings)
+
     def _work(self) -> Work[Batch]:
         return _ReadBytes(self._fetcher, self._budget.total_bytes)
 
 
 def load(
     dataset_link: str,
-    *,
-    manifest_store_root: str | None = None,
-    dev_manifest_path: str | None = None,
-    batch_size_samples: int = 512,
-    max_inflight_bytes: Size = DEFAULT_INFLIGHT_BYTES,
-    max_queue_batches: int | None = None,
-    prefetch_batches: int | None = None,
-    target_batch_bytes: Size | None = None,
-    max_batch_bytes: Size | None = None,
-    start_id: int | None = None,
-    end_id: int | None = None,
-    node_id: str | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-    profile: str | None = None,
-    tune: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    drop_last: bool = False,
-    resume: Mapping[str, Any] | None = None,
+    options: LoaderOptions | Mapping[str, Any] | None = None,
+    **arguments: Unpack[LoaderArguments],
 ) -> DataLoader:
     """Load a dataset as batches of raw bytes; see ``DataLoader`` for the arguments and errors."""
-    return DataLoader(
-        dataset_link,
-        manifest_store_root=manifest_store_root,
-        dev_manifest_path=dev_manifest_path,
-        batch_size_samples=batch_size_samples,
-        max_inflight_bytes=max_inflight_bytes,
-        max_queue_batches=max_queue_batches,
-        prefetch_batches=prefetch_batches,
-        target_batch_bytes=target_batch_bytes,
-        max_batch_bytes=max_batch_bytes,
-        start_id=start_id,
-        end_id=end_id,
-        node_id=node_id,
-        shuffle=shuffle,
-        seed=seed,
-        epoch=epoch,
-        profile=profile,
-        tune=tune,
-        rank=rank,
-        world_size=world_size,
-        drop_last=drop_last,
-        resume=resume,
-    )
+    return DataLoader(dataset_link, options, **arguments)
 
 
-def _split(limits: BatchLimits, rank: int, world_size: int, drop_last: bool) -> Split | None:
-    """None where batches are cut by bytes."""
-    world_size = whole_number("world_size", world_size, least=1)
-    rank = whole_number("rank", rank, least=0)
-    if rank >= world_size:
-        raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
-    if limits.target_bytes is None:
-        return Split(limits.samples, rank, world_size, bool(drop_last))
-    if world_size > 1 or drop_last:
-        raise ConfigError(
-            "world_size and drop_last need batches that are cut by count: ranks can't agree on how many there are when "
-            "they are cut by bytes. Leave target_batch_bytes and max_batch_bytes unset"
-        )
-    return None
+def _epoch(settings: Settings, manifest_hash: str, count: int) -> Epoch:
+    start, end = settings.range or (0, count)
+    for name, value in (("start_id", start), ("end_id", end)):
+        if not 0 <= value <= count:
+            raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
+    return Epoch(manifest_hash, start, end, settings.sampler.text, settings.seed, settings.epoch)
 
 
-def _order(epoch: Epoch) -> Order:
-    if not epoch.shuffle:
-        return Sequential(epoch.start_id, epoch.count)
-    return Shuffled(epoch.start_id, epoch.count, manifest_hash=epoch.manifest_hash, seed=epoch.seed, epoch=epoch.epoch)
-
-
-def _begun_with(resume: Mapping[str, Any] | None, epoch: Epoch) -> Intervals:
+def _begun(resume: Mapping[str, Any] | None, epoch: Epoch, settings: Settings) -> Begun:
     if resume is None:
-        return ()
+        return Begun()
     state = LoaderState.from_dict(resume)
     state.require(epoch)
-    return state.done()
+    return state.begun(settings.split)
 
 
 def _nothing(_: object) -> None:
@@ -459,39 +424,3 @@ class _ReadBytes:
         region = charge.region()
         self._fetcher.fetch(unit, memoryview(region))
         return Batch(unit, region, rounding)
-
-
-def _batch_limits(samples: int, cap_bytes: int, target: Size | None, most: Size | None) -> BatchLimits:
-    samples = max(1, whole_number("batch_size_samples", samples, least=0))
-    if target is None and most is None:
-        return BatchLimits(samples, None, cap_bytes)
-    most_bytes = (
-        cap_bytes
-        if most is None
-        else whole_number("max_batch_bytes", parse_bytes(most, name="max_batch_bytes"), least=1)
-    )
-    if most_bytes > cap_bytes:
-        raise ConfigError(
-            f"max_batch_bytes {most_bytes} is more than max_inflight_bytes {cap_bytes}; lower it or raise the cap"
-        )
-    target_bytes = most_bytes
-    if target is not None:
-        target_bytes = whole_number("target_batch_bytes", parse_bytes(target, name="target_batch_bytes"), least=1)
-    return BatchLimits(samples, target_bytes, most_bytes)
-
-
-def _check_range_pair(start_id: int | None, end_id: int | None) -> None:
-    if (start_id is None) != (end_id is None):
-        raise ConfigError("start_id and end_id must be set together")
-
-
-def _range(start_id: int | None, end_id: int | None, count: int) -> tuple[int, int]:
-    if start_id is None or end_id is None:
-        return 0, count
-    start, end = whole_number("start_id", start_id), whole_number("end_id", end_id)
-    if start > end:
-        raise ConfigError(f"invalid range (start_id > end_id): {start} > {end}")
-    for name, value in (("start_id", start), ("end_id", end)):
-        if not 0 <= value <= count:
-            raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
-    return start, end

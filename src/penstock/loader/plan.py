@@ -75,7 +75,14 @@ SizeOf = Callable[[Int64Array], Int64Array]
 
 
 def plan_units(
-    manifest: Manifest, order: Order, limits: BatchLimits, size_of: SizeOf, steps: Steps | None = None
+    manifest: Manifest,
+    order: Order,
+    limits: BatchLimits,
+    size_of: SizeOf,
+    steps: Steps | None = None,
+    *,
+    first_step: int = 0,
+    together: int = _LOOKAHEAD_SAMPLES,
 ) -> Iterator[Unit]:
     """Cut an epoch into units of work, in delivery order, a few thousand rows at a time.
 
@@ -85,13 +92,18 @@ def plan_units(
         limits: when a batch is full.
         size_of: bytes of objects that the manifest has no length for.
         steps: which positions make up the batches; needed where they aren't cut by bytes.
+        first_step: the first of them.
+        together: samples that are planned in one go.
 
     Raises:
         ManifestError: a batch mixes labelled and unlabelled rows, or batches are cut by bytes and a row has no
             length.
         UnitTooLarge: a batch, or a sample where batches are cut by bytes, is larger than the cap.
     """
-    cut = _cut_by_bytes(manifest, order, limits) if steps is None else _cut_in_steps(order, steps)
+    if steps is None:
+        cut = _cut_by_bytes(manifest, order, limits, together)
+    else:
+        cut = _cut_in_steps(order, steps, first_step, together)
     for index, ids in enumerate(cut):
         unit = _unit(manifest, index, ids, size_of)
         if unit.payload_bytes > limits.cap_bytes:
@@ -105,9 +117,9 @@ def plan_units(
         yield unit
 
 
-def _cut_in_steps(order: Order, steps: Steps) -> Iterator[Int64Array]:
-    size = max(1, _LOOKAHEAD_SAMPLES // steps.batch_size)  # steps that are evaluated together
-    for first in range(0, steps.count, size):
+def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[Int64Array]:
+    size = max(1, together // steps.batch_size)  # steps that are evaluated together
+    for first in range(first_step, steps.count, size):
         bounds = [steps.batch(step) for step in range(first, min(first + size, steps.count))]
         ids = order.at(_positions(bounds))
         begin = 0
@@ -123,9 +135,9 @@ def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
     return np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in bounds])
 
 
-def _cut_by_bytes(manifest: Manifest, order: Order, limits: BatchLimits) -> Iterator[Int64Array]:
+def _cut_by_bytes(manifest: Manifest, order: Order, limits: BatchLimits, together: int) -> Iterator[Int64Array]:
     start = 0
-    window = max(_LOOKAHEAD_SAMPLES, limits.samples)
+    window = max(together, limits.samples)
     while start < order.count:
         ids = order.at(np.arange(start, min(start + window, order.count), dtype=np.int64))
         lengths = np.asarray(manifest.length[ids], dtype=np.int64)

@@ -23,12 +23,17 @@ class Split:
         rank: whose batches, from 0.
         world_size: how many ranks there are.
         drop_last: leave out what doesn't fill a step.
+        worker: which of the rank's steps, from 0: those s with s % ``workers`` == ``worker``, so that taking them from
+            the workers in turn gives them in order.
+        workers: how many share the rank's steps.
     """
 
     batch: int
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
+    worker: int = 0
+    workers: int = 1
 
     @property
     def step(self) -> int:
@@ -71,20 +76,29 @@ class Steps:
         return self._split.batch
 
     @property
-    def count(self) -> int:
+    def whole_count(self) -> int:
         """All steps, the same for every rank."""
         return self._whole + len(self._tail)
 
+    @property
+    def count(self) -> int:
+        """Those of this worker; where it has no others to share with, all."""
+        return len(range(self._split.worker, self.whole_count, self._split.workers))
+
+    def whole_step(self, step: int) -> int:
+        """Which of all steps this worker's ``step``-th is."""
+        return self._split.worker + step * self._split.workers
+
     def end(self, step: int) -> int:
-        """The position up to which everything is done when all ranks have taken the first ``step`` steps."""
+        """The position up to which everything is done when all ranks have taken the first ``step`` of all steps."""
         if step <= self._whole:
             return step * self._split.step
         first, length = self._tail[step - self._whole - 1]
         return first + length
 
     def batch(self, step: int) -> tuple[int, int]:
-        """This rank's positions in a step, half-open; never empty."""
-        rank, size = self._split.rank, self._split.batch
+        """This rank's positions in its worker's ``step``-th step, half-open; never empty."""
+        rank, size, step = self._split.rank, self._split.batch, self.whole_step(step)
         if step < self._whole:
             start = step * self._split.step + rank * size
             return start, start + size

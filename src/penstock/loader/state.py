@@ -10,11 +10,11 @@ from penstock.errors import ResumeError
 from penstock.loader.order import Remaining, Sequential
 from penstock.loader.split import Split, Steps
 
-__all__ = ["Epoch", "Intervals", "LoaderState", "merge_states"]
+__all__ = ["Begun", "Epoch", "Intervals", "LoaderState", "merge_states"]
 
 Intervals: TypeAlias = tuple[tuple[int, int], ...]
 
-_VERSION: Final = 1  # of the form, and of the order that positions are of: another permutation is another version
+_VERSION: Final = 2  # of the form, and of the order that positions are of: another permutation is another version
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Epoch:
         manifest_hash: of the dataset.
         start_id: first sample.
         end_id: end of the samples, exclusive.
-        shuffle: whether their order is a permutation,
-        seed: and of which seed
+        order: which order they are visited in, as its sampler calls it,
+        seed: of which seed
         epoch: and epoch.
     """
 
     manifest_hash: str
     start_id: int
     end_id: int
-    shuffle: bool
+    order: str
     seed: int
     epoch: int
 
@@ -41,6 +41,19 @@ class Epoch:
     def count(self) -> int:
         """Positions."""
         return self.end_id - self.start_id
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Where a loader begins.
+
+    Attributes:
+        done: positions that are done, as half-open intervals, ascending and apart.
+        steps: of its own, in what is left, that were taken before.
+    """
+
+    done: Intervals = ()
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +73,49 @@ class LoaderState:
     taken: int
 
     def done(self) -> Intervals:
-        """Positions that are done when all ranks have taken as many steps."""
-        left = self._left()
-        end = self.taken if self.split is None else Steps(left.count, self.split).end(self.taken)
-        return united([*self.begun_with, *left.intervals(0, end)])
+        """Positions that are done when all ranks have taken as many steps.
+
+        Raises:
+            ResumeError: it is the state of one of several workers of a rank, who take steps in turn.
+        """
+        if self.split is not None and self.split.workers > 1:
+            raise ResumeError(
+                f"the state is of worker {self.split.worker} of {self.split.workers} alone; give it to the same worker "
+                "of the same split, or merge the states of all workers of all ranks"
+            )
+        if self.split is None:
+            return united([*self.begun_with, *self._left().intervals(0, self.taken)])
+        return self.done_together(self.taken)
+
+    def begun(self, split: Split | None) -> Begun:
+        """Where a loader that goes on from here begins.
+
+        Raises:
+            ResumeError: it is the state of one of several workers, and the loader isn't that worker.
+        """
+        if self.split is not None and self.split.workers > 1 and split == self.split:
+            return Begun(self.begun_with, self.taken)
+        return Begun(self.done())
+
+    def reached(self) -> int:
+        """How many of all steps were taken before the next one of this loader."""
+        assert self.split is not None
+        return min(self._steps().whole_step(self.taken), self._steps().whole_count)
+
+    def done_together(self, step: int) -> Intervals:
+        """Positions that are done when all ranks have taken the first ``step`` of all steps."""
+        return united([*self.begun_with, *self._left().intervals(0, self._steps().end(step))])
 
     def own(self, first: int) -> list[tuple[int, int]]:
-        """Positions that this rank alone took in the steps from ``first`` on."""
+        """Positions that this loader alone took in steps from ``first`` of all on."""
         assert self.split is not None
-        left = self._left()
-        steps = Steps(left.count, self.split)
-        return [piece for step in range(first, self.taken) for piece in left.intervals(*steps.batch(step))]
+        left, steps = self._left(), self._steps()
+        begin = max(0, -(-(first - self.split.worker) // self.split.workers))
+        return [piece for step in range(begin, self.taken) for piece in left.intervals(*steps.batch(step))]
+
+    def _steps(self) -> Steps:
+        assert self.split is not None
+        return Steps(self._left().count, self.split)
 
     def _left(self) -> Remaining:
         return Remaining(Sequential(0, self.epoch.count), self.begun_with)
@@ -80,11 +125,17 @@ class LoaderState:
         return {
             "version": _VERSION,
             "epoch": asdict(self.epoch),
-            "done": [list(piece) for piece in self.done()],
+            "done": self._shown(),
             "begun_with": [list(piece) for piece in self.begun_with],
             "split": None if self.split is None else asdict(self.split),
             "taken": self.taken,
         }
+
+    def _shown(self) -> list[list[int]] | None:
+        """What is done; None where only all workers together can say."""
+        if self.split is not None and self.split.workers > 1:
+            return None
+        return [list(piece) for piece in self.done()]
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> LoaderState:
@@ -106,11 +157,12 @@ class LoaderState:
                 split=None if split is None else Split(**split),
                 taken=int(state["taken"]),
             )
-            if [list(piece) for piece in found.done()] != [list(piece) for piece in state["done"]]:
+            beyond = split is not None and not 0 <= found.taken <= found._steps().count
+            if beyond or found._shown() != state["done"]:
                 raise ResumeError("the state contradicts itself: what is done isn't what its steps come to")
+        except ResumeError:
+            raise
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            if isinstance(error, ResumeError):
-                raise
             raise ResumeError(f"this is no state of a loader: {error!r}; give what state_dict() returned") from error
         return found
 
@@ -131,12 +183,12 @@ class LoaderState:
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state out of those of all ranks, which may have come differently far.
+    """One state out of those of all ranks, and of all their workers, which may have come differently far.
 
     Where ranks step together every rank's own state says the same, and any of them will do.
 
     Args:
-        states: what ``state_dict()`` returned on each rank, in any order.
+        states: what ``state_dict()`` returned on each rank, and there in each worker, in any order.
 
     Returns:
         A state that any number of ranks can go on from: what any rank took is done, nothing else.
@@ -154,17 +206,19 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             "Resume from it as it is"
         )
     for state in found:
-        if state.split is None or replace(state.split, rank=0) != replace(first.split, rank=0):
+        if state.split is None or replace(state.split, rank=0, worker=0) != replace(first.split, rank=0, worker=0):
             raise ResumeError(f"the states are of different splits: {first.split} and {state.split}")
         if (state.epoch, state.begun_with) != (first.epoch, first.begun_with):
             raise ResumeError("the states are of different runs: they began with other samples, or another epoch")
-    ranks = sorted(state.split.rank for state in found if state.split is not None)
-    if ranks != list(range(first.split.world_size)):
+    there = sorted((state.split.rank, state.split.worker) for state in found if state.split is not None)
+    ranks, workers = range(first.split.world_size), range(first.split.workers)
+    if there != [(rank, worker) for rank in ranks for worker in workers]:
         raise ResumeError(
-            f"there are states of ranks {ranks}; give one of each rank from 0 to {first.split.world_size - 1}"
+            f"there are states of ranks {[rank for rank, _ in there]}, workers {[worker for _, worker in there]}; give "
+            f"one of each rank from 0 to {ranks[-1]}, and there of each worker from 0 to {workers[-1]}"
         )
-    together = min(found, key=lambda state: state.taken)  # up to here a step is an interval, not one for each rank
-    done = united([*together.done(), *(piece for state in found for piece in state.own(together.taken))])
+    together = min(state.reached() for state in found)  # up to here a step is an interval, not one for each rank
+    done = united([*first.done_together(together), *(piece for state in found for piece in state.own(together))])
     return LoaderState(first.epoch, done, None, 0).to_dict()
 
 

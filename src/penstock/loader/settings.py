@@ -1,0 +1,235 @@
+"""What a loader was asked for, checked: options, dicts and keywords in, one record of settings out. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from penstock.errors import ConfigError
+from penstock.loader.arguments import LoaderArguments
+from penstock.loader.options import LoaderOptions, checked_knob
+from penstock.loader.plan import BatchLimits
+from penstock.loader.sampler import AnySampler, DistributedSampler, RandomSampler, SequentialSampler
+from penstock.loader.split import Split
+from penstock.sizes import Size, parse_bytes, whole_number
+
+__all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "settle"]
+
+DEFAULT_INFLIGHT_BYTES: Final = 128 << 20
+_MOST_INFLIGHT_BYTES: Final = 1 << 42  # 4 TiB: the arena's address range is a multiple of it, and has 47 bits
+
+_KNOBS: Final = frozenset(field.name for field in fields(LoaderOptions))
+_ALSO_CALLED: Final = {  # names of MX8 and of our own for knobs of LoaderOptions
+    "batch_size_samples": "batch_size",
+    "prefetch_batches": "prefetch",
+    "tune": "auto_tune",
+    "rank": "shard_rank",
+    "world_size": "shard_world_size",
+    "sampler": "sampler_type",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a loader does, as far as that can be known without its dataset.
+
+    Attributes:
+        options: the knobs, with the loader's own defaults where nobody gave any.
+        cap_bytes: of the budget.
+        limits: when a batch is full.
+        split: how positions are cut into steps, and which are this loader's; None where batches are cut by bytes.
+        sampler: what orders the samples.
+        seed: of everything random.
+        epoch: likewise.
+        prefetch: batches built at once, where somebody said so.
+        queue: the same of finished batches that may wait.
+        profile: where tuning starts, or None.
+        range: first sample and end, or None for all.
+        resume: a state to go on from, or None.
+        manifest_store_root: where manifests are kept, or None.
+        dev_manifest_path: a table to use instead of indexing, or None.
+        node_id: who we are, or None.
+    """
+
+    options: LoaderOptions
+    cap_bytes: int
+    limits: BatchLimits
+    split: Split | None
+    sampler: AnySampler
+    seed: int
+    epoch: int
+    prefetch: int | None
+    queue: int | None
+    profile: str | None
+    range: tuple[int, int] | None
+    resume: Mapping[str, Any] | None
+    manifest_store_root: str | None
+    dev_manifest_path: str | None
+    node_id: str | None
+
+
+def defaults(batch_size: int) -> LoaderOptions:
+    """The knobs of a loader that was given none: several parts of an object at once, and long plans."""
+    return LoaderOptions(
+        batch_size=batch_size, reader_mode="range", part_size=8 << 20, max_inflight_parts=8, collate_buffer_size=8192
+    )
+
+
+def settle(
+    options: LoaderOptions | Mapping[str, Any] | None, arguments: LoaderArguments, otherwise: LoaderOptions
+) -> Settings:
+    """Check everything that a loader was given.
+
+    Args:
+        options: a record, a dict of some of its fields, or nothing.
+        arguments: keywords; they win over the record.
+        otherwise: the knobs of this kind of loader where there is no record.
+
+    Raises:
+        TypeError: a keyword that no loader has.
+        ConfigError: a value, or a combination of them, that can't work.
+    """
+    given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+    unknown = [name for name in given if name not in LoaderArguments.__annotations__]
+    if unknown:
+        raise TypeError(f"a loader has no argument {unknown[0]!r}")
+    knobs = _knobs(_record(options, otherwise), given)
+    cap_bytes = _whole_bytes(given, "max_inflight_bytes", DEFAULT_INFLIGHT_BYTES, most=_MOST_INFLIGHT_BYTES)
+    limits = _limits(knobs.batch_size, cap_bytes, given)
+    knobs = _one_world(knobs, given)
+    _refuse_idle(knobs)
+    return Settings(
+        options=knobs,
+        cap_bytes=cap_bytes,
+        limits=limits,
+        split=_split(limits, knobs),
+        sampler=_sampler(knobs),
+        seed=_seed(knobs),
+        epoch=whole_number("epoch", given.get("epoch", 0)),
+        prefetch=_prefetch(knobs, given),
+        queue=given.get("max_queue_batches"),
+        profile=given.get("profile"),
+        range=_range(given),
+        resume=given.get("resume"),
+        manifest_store_root=given.get("manifest_store_root"),
+        dev_manifest_path=given.get("dev_manifest_path"),
+        node_id=given.get("node_id"),
+    )
+
+
+def _record(options: LoaderOptions | Mapping[str, Any] | None, otherwise: LoaderOptions) -> LoaderOptions:
+    if options is None:
+        return otherwise
+    return options if isinstance(options, LoaderOptions) else LoaderOptions.from_dict(options)
+
+
+def _knobs(options: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
+    """The record with what keywords say instead."""
+    changes: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for name, value in given.items():
+        knob = _ALSO_CALLED.get(name, name)
+        if knob not in _KNOBS:
+            continue
+        if knob in names:
+            raise ConfigError(f"{names[knob]} and {name} are two names of one thing; give one of them")
+        names[knob] = name
+        changes[knob] = checked_knob(knob, value, called=name)
+    return replace(options, **changes)
+
+
+def _one_world(knobs: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
+    """A DistributedSampler says rank and world size as well; both ways must mean the same."""
+    sampler, ours = knobs.sampler_type, (knobs.shard_rank, knobs.shard_world_size)
+    if not isinstance(sampler, DistributedSampler):
+        return knobs
+    theirs = (sampler.rank, sampler.world_size)
+    said = ours != (0, 1) or not {"rank", "shard_rank", "world_size", "shard_world_size"}.isdisjoint(given)
+    if said and ours != theirs:
+        raise ConfigError(
+            f"rank and world_size are {ours[0]} and {ours[1]}, those of the sampler {theirs[0]} and {theirs[1]}; "
+            "give them once"
+        )
+    return knobs.replace(shard_rank=theirs[0], shard_world_size=theirs[1])
+
+
+def _refuse_idle(knobs: LoaderOptions) -> None:
+    """What would have nothing to act on."""
+    if knobs.enable_transforms:
+        raise ConfigError("enable_transforms is True, and there is no transform to enable; leave it False")
+    if knobs.multiprocessing_context != "spawn":
+        raise ConfigError(
+            f"multiprocessing_context is {knobs.multiprocessing_context!r}, and there are no processes: this loader "
+            "works in threads; leave it 'spawn'"
+        )
+    if knobs.non_blocking and not knobs.pin_memory:
+        raise ConfigError(
+            "non_blocking is True and pin_memory False; a GPU copies on its own from page-locked memory alone: set "
+            "pin_memory=True as well"
+        )
+
+
+def _split(limits: BatchLimits, knobs: LoaderOptions) -> Split | None:
+    """None where batches are cut by bytes."""
+    rank, world_size = knobs.shard_rank, knobs.shard_world_size
+    worker, workers = knobs.worker_id, knobs.num_workers_pytorch
+    if rank >= world_size:
+        raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
+    if worker >= workers:
+        raise ConfigError(f"worker_id is {worker}; with num_workers_pytorch {workers} it goes from 0 to {workers - 1}")
+    if limits.target_bytes is None:
+        return Split(limits.samples, rank, world_size, knobs.drop_last, worker, workers)
+    if world_size > 1 or workers > 1 or knobs.drop_last:
+        raise ConfigError(
+            "world_size, num_workers_pytorch and drop_last need batches that are cut by count: ranks can't agree on "
+            "how many there are when they are cut by bytes. Leave target_batch_bytes and max_batch_bytes unset"
+        )
+    return None
+
+
+def _sampler(knobs: LoaderOptions) -> AnySampler:
+    sampler = knobs.sampler_type
+    return RandomSampler() if knobs.shuffle and isinstance(sampler, SequentialSampler) else sampler
+
+
+def _seed(knobs: LoaderOptions) -> int:
+    if knobs.generator_seed is None:
+        return knobs.seed
+    digest = hashlib.sha256(f"penstock seed {knobs.seed} {knobs.generator_seed}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _prefetch(knobs: LoaderOptions, given: Mapping[str, Any]) -> int | None:
+    asked = max(1, knobs.prefetch) if knobs.prefetch or "prefetch_batches" in given else None
+    pool = knobs.loading_mode
+    return asked if pool == "sequential" else max(asked or 1, pool.readahead_batches)
+
+
+def _limits(samples: int, cap_bytes: int, given: Mapping[str, Any]) -> BatchLimits:
+    if "target_batch_bytes" not in given and "max_batch_bytes" not in given:
+        return BatchLimits(samples, None, cap_bytes)
+    most_bytes = _whole_bytes(given, "max_batch_bytes", cap_bytes)
+    if most_bytes > cap_bytes:
+        raise ConfigError(
+            f"max_batch_bytes {most_bytes} is more than max_inflight_bytes {cap_bytes}; lower it or raise the cap"
+        )
+    return BatchLimits(samples, _whole_bytes(given, "target_batch_bytes", most_bytes), most_bytes)
+
+
+def _whole_bytes(given: Mapping[str, Any], name: str, default: int, *, most: int = (1 << 63) - 1) -> int:
+    size: Size = given.get(name, default)
+    return whole_number(name, parse_bytes(size, name=name), least=1, most=most)
+
+
+def _range(given: Mapping[str, Any]) -> tuple[int, int] | None:
+    start_id, end_id = given.get("start_id"), given.get("end_id")
+    if (start_id is None) != (end_id is None):
+        raise ConfigError("start_id and end_id must be set together")
+    if start_id is None or end_id is None:
+        return None
+    start, end = whole_number("start_id", start_id), whole_number("end_id", end_id)
+    if start > end:
+        raise ConfigError(f"invalid range (start_id > end_id): {start} > {end}")
+    return start, end
