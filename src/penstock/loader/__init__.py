@@ -1,9 +1,9 @@
 """Loading: plan, charge, fetch, deliver.
 
-``options`` and ``arguments`` are what may be asked for, ``settings`` what that comes to. ``sampler`` and ``order`` say which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it,
-``plan`` makes units and reads of what is left, ``fetch`` brings the bytes,
-``pipeline`` admits units under the budget and hands results out in order, ``batch`` is what the consumer gets, and
-``loader`` puts them together.
+``options`` and ``arguments`` are what may be asked for, ``settings`` what that comes to. ``sampler`` and ``order`` say
+which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it, ``plan`` makes
+units and reads of what is left, ``reading`` and ``fetch`` bring the bytes, ``pipeline`` admits units under the budget
+and hands results out in order, ``batch`` is what the consumer gets, and ``loader`` puts them together.
 """
 
 from penstock.loader.batch import Batch

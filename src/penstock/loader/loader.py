@@ -321,8 +321,8 @@ class DataLoader(Loader[Batch]):
     Args:
         dataset_link: a folder or ``s3://``, ``gs://``, ``az://`` prefix: plain (the pinned manifest if there is one),
             with ``@refresh`` (index again) or ``@sha256:<hash>`` (exactly this manifest).
-        options: ``LoaderOptions``, or a dict of some of its fields: all knobs in one record. Any field may be given as a
-            keyword as well, which then wins. Without a record, the defaults are those below.
+        options: ``LoaderOptions``, or a dict of some of its fields: all knobs in one record. Any field may be given
+            as a keyword as well, which then wins. Without a record, the defaults are those below.
         manifest_store_root: where manifests are kept; default ``config.default_manifest_store_root()``.
         dev_manifest_path: a TSV to use instead of indexing, for development.
         batch_size_samples: most samples in a batch; 0 is 1. The last batch may be smaller.
