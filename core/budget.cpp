@@ -68,14 +68,16 @@ Charge Ledger::reserve(uint64_t bytes, std::chrono::nanoseconds timeout) {
   Waiter waiter{bytes};
   waiters_.push_back(&waiter);
   grant_in_order();  // room may have come between the two looks
-  waiter.wake.wait_until(lock, deadline, [&] { return waiter.granted || closed_; });
+  const uint64_t before = closings_;
+  const auto was_closed = [&] { return closed_ || closings_ != before; };
+  waiter.wake.wait_until(lock, deadline, [&] { return waiter.granted || was_closed(); });
   if (waiter.granted) {
     lock.unlock();
     return Charge(shared_from_this(), bytes);
   }
   std::erase(waiters_, &waiter);
   grant_in_order();  // whoever stood behind us may fit
-  if (closed_) throw Error(ErrorCode::closed, "the budget was closed while waiting for memory");
+  if (was_closed()) throw Error(ErrorCode::closed, "the budget was closed while waiting for memory");
   throw Error(ErrorCode::deadline_exceeded, "waited for " + std::to_string(bytes) + " bytes; " +
                                                 std::to_string(charged_bytes_) + " of " + std::to_string(total_bytes_) +
                                                 " bytes are held");
@@ -100,7 +102,13 @@ void Ledger::give_back(uint64_t bytes) noexcept {
 void Ledger::close() {
   std::lock_guard lock(mutex_);
   closed_ = true;
+  ++closings_;
   for (Waiter* waiter : waiters_) waiter->wake.notify_one();
+}
+
+void Ledger::reopen() {
+  std::lock_guard lock(mutex_);
+  closed_ = false;
 }
 
 LedgerStatistics Ledger::statistics() const {

@@ -54,6 +54,8 @@ class Ledger : public std::enable_shared_from_this<Ledger> {
   bool try_reserve(uint64_t bytes, Charge& charge);
   // Wakes all who wait; charges already granted stay valid.
   void close();
+  // Grants charges again; who was waiting when it was closed is told so all the same.
+  void reopen();
 
   uint64_t total_bytes() const { return total_bytes_; }
   LedgerStatistics statistics() const;
@@ -77,6 +79,7 @@ class Ledger : public std::enable_shared_from_this<Ledger> {
   uint64_t charged_bytes_ = 0;
   uint64_t peak_bytes_ = 0;
   bool closed_ = false;
+  uint64_t closings_ = 0;
   std::deque<Waiter*> waiters_;
 };
 

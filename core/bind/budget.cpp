@@ -109,7 +109,10 @@ void register_budget(nb::module_& m) {
           nb::arg("size"), "Take ``size`` bytes if they are free now and nobody waits; else None.")
       .def(
           "close", [](const Budget& self) { self.memory->ledger->close(); },
-          "Wake all who wait with ClosedError. What was granted stays valid.");
+          "Wake all who wait with ClosedError. What was granted stays valid.")
+      .def(
+          "reopen", [](const Budget& self) { self.memory->ledger->reopen(); },
+          "Grant charges again after ``close()``; what was granted before still counts.");
 }
 
 }  // namespace penstock

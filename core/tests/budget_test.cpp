@@ -102,6 +102,23 @@ void close_wakes_everyone() {
   CHECK(ledger->statistics().charged_bytes == 0);
 }
 
+void a_reopened_ledger_remembers_what_is_held() {
+  auto ledger = std::make_shared<Ledger>(10);
+  Charge held = ledger->reserve(7, 0s);
+  std::atomic<bool> told = false;
+  std::thread waiting([&] {
+    CHECK_THROWS(ledger->reserve(4, 1h), closed);
+    told = true;
+  });
+  wait_for_waiters(*ledger, 1);
+  ledger->close();
+  ledger->reopen();
+  waiting.join();
+  CHECK(told);
+  CHECK_THROWS(ledger->reserve(4, 0s), deadline_exceeded);
+  CHECK(ledger->reserve(3, 0s).bytes() == 3);
+}
+
 void the_cap_holds_under_many_threads() {
   auto ledger = std::make_shared<Ledger>(1000);
   std::atomic<uint64_t> held = 0;
@@ -133,6 +150,7 @@ int main() {
       {"grants are first come, first served", grants_are_first_come_first_served},
       {"who gives up lets the next one pass", who_gives_up_lets_the_next_one_pass},
       {"close wakes everyone", close_wakes_everyone},
+      {"a reopened ledger remembers what is held", a_reopened_ledger_remembers_what_is_held},
       {"the cap holds under many threads", the_cap_holds_under_many_threads},
   });
 }

@@ -82,6 +82,11 @@ class Budget:
     def close(self) -> None:
         """Wake all who wait with ClosedError. What was granted stays valid."""
 
+    def reopen(self) -> None:
+        """
+        Grant charges again after ``close()``; what was granted before still counts.
+        """
+
 def crc32c(data: Buffer, value: int = 0) -> int:
     """CRC-32C (RFC 3720) of ``data``, going on from ``value``."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import penstock
-from penstock.errors import ClosedError, ConfigError, ResumeError
+from penstock.errors import BudgetHeld, ClosedError, ConfigError, ResumeError
 
 SAMPLES = 203
 
@@ -284,3 +284,17 @@ def test_set_epoch_begins_another_epoch_wherever_the_loader_is(load):
             loader.set_epoch("two")
     with pytest.raises(ClosedError):
         loader.set_epoch(3)
+
+
+def test_batches_of_the_last_epoch_count_in_the_next(load):
+    with load(epoch=0, max_inflight_bytes=20_000) as loader:
+        held = next(loader)
+        before = held.payload_bytes
+        loader.set_epoch(1)
+        first = next(loader)
+        assert loader.stats()["inflight_bytes"] >= before + first.payload_bytes
+        keep = [held, first]
+        with pytest.raises(BudgetHeld):
+            while True:
+                keep.append(next(loader))
+        assert loader.stats()["ram_high_water_bytes"] <= 20_000

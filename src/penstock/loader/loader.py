@@ -80,6 +80,7 @@ class Loader(Generic[T]):
         self._rss.sample()
         serve_as_configured()
         self._plan(epoch, _begun(settings.resume, epoch, settings))
+        self._budget = Budget(settings.cap_bytes)
         self._start()
 
     def _plan(self, epoch: Epoch, begun: Begun) -> None:
@@ -98,7 +99,6 @@ class Loader(Generic[T]):
         reading = Reading.of(self._settings.options)
         self._fetcher = self._resources.enter_context(closing(Fetcher(self._resolved, self._clock, reading)))
         self._write_trace(trace)
-        self._budget = Budget(self._settings.cap_bytes)
         self._delivered = PipelineStatistics()
         subject = (type(self).__name__, self.manifest_hash, self._settings.limits, self._settings.cap_bytes)
         self._tuner = Tuner(self._how, (*subject, self._epoch.order), self._clock, self._delivered, self._rss)
@@ -255,7 +255,7 @@ class Loader(Generic[T]):
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch from its first batch, wherever this one is; counters begin anew as well.
 
-        Batches that were handed out stay valid.
+        Batches that were handed out stay valid, and charged.
 
         Raises:
             ConfigError: that is no epoch.
@@ -268,6 +268,7 @@ class Loader(Generic[T]):
         self._plan(epoch, begun)
         trace = self._clock.take_trace()  # it ends with the loader, which goes on
         self.close()
+        self._budget.reopen()  # the same one: batches that the caller still holds count as before
         self._start(trace)
 
     def stats(self) -> dict[str, Any]:
