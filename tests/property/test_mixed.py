@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock.dataset.joined import Source
 from penstock.errors import ConfigError, ResumeError
 from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave
-from penstock.loader.mixed import Mixed, Recipe, Segment, resumed
+from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import mix, shares_of
 from penstock.loader.order import Remaining, Sequential, Shuffled
 from penstock.loader.split import Split, Steps
@@ -242,6 +242,11 @@ def test_an_epoch_that_would_not_end_is_refused():
 # Going on
 
 
+def resumed(saved, now, done):
+    saved.require(now)
+    return saved if saved.shares == now.shares else saved.with_shares(now.shares, done)
+
+
 def test_a_recipe_comes_back_from_its_text():
     made = Recipe(("a", "b"), (Segment(0, (7, 3)), Segment(50, (1, 1))), 4, "first", "random")
     assert Recipe.read(made.text()) == made
@@ -323,7 +328,7 @@ def test_what_was_not_changed_goes_on_as_it_was():
         (Recipe(("h0", "h2"), (Segment(0, (1, 2)),), 4, "first", "random"), [], "sources of the mixture was"),
         (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 5, "first", "random"), [], "seed of the mixture was 4 and is 5"),
         (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, 100, "random"), [], "stop of the mixture was 'first' and is"),
-        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, "first", "sequential"), [], "order within each source"),
+        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, "first", "sequential"), [], "order within the sources"),
         (Recipe(("h0", "h1"), (Segment(0, (2, 1)),), 4, "first", "random"), [(0, 2), (4, 6)], "isn't the beginning"),
         (Recipe(("h0", "h1"), (Segment(0, (2, 1)),), 4, "first", "random"), [(4, 6)], "isn't the beginning"),
     ],

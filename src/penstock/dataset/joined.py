@@ -17,7 +17,18 @@ from penstock.dataset.resolve import Resolved
 from penstock.errors import ConfigError, ObjectNotFound
 from penstock.store import open_store
 
-__all__ = ["Column", "Dataset", "Joined", "LabelSets", "Samples", "Source", "grouped", "join", "label_names"]
+__all__ = [
+    "Column",
+    "Dataset",
+    "Joined",
+    "LabelSets",
+    "Samples",
+    "Source",
+    "grouped",
+    "join",
+    "label_names",
+    "sources_of",
+]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 LabelSets: TypeAlias = Literal["same", "own", "none"]
@@ -97,14 +108,14 @@ def join(names: Sequence[str], datasets: Sequence[Resolved], labels: LabelSets) 
         _check_all_labelled(names, datasets)
         if labels == "same" and datasets[0].manifest.labelled_count:
             _check_same_labels(names, datasets)
-    return Joined(names, datasets, with_labels=labels != "none")
+    return Joined(names, datasets, labels)
 
 
 class Joined:
     """Joined datasets, as a ``Dataset`` and as the ``Samples`` of it."""
 
-    def __init__(self, names: Sequence[str], datasets: Sequence[Resolved], *, with_labels: bool) -> None:
-        self._datasets = tuple(datasets)
+    def __init__(self, names: Sequence[str], datasets: Sequence[Resolved], labels: LabelSets) -> None:
+        self.datasets, self.labels = tuple(datasets), labels
         manifests = [dataset.manifest for dataset in datasets]
         counts = [manifest.row_count for manifest in manifests]
         location_counts = [manifest.location_count for manifest in manifests]
@@ -123,7 +134,7 @@ class Joined:
         self.offset = _JoinedColumn(rows, [m.offset for m in manifests])
         self.length = _JoinedColumn(rows, [m.length for m in manifests])
         self.crc32c = _JoinedColumn(rows, [m.crc32c for m in manifests])
-        self.label_id: Column = _JoinedColumn(rows, [m.label_id for m in manifests]) if with_labels else _Absent()
+        self.label_id: Column = _JoinedColumn(rows, [m.label_id for m in manifests]) if labels != "none" else _Absent()
         self._rows = rows
 
     @property
@@ -134,11 +145,11 @@ class Joined:
     def location(self, index: int) -> str:
         """The full location with this index."""
         number = int(np.searchsorted(self._first_locations, index, side="right")) - 1
-        return self._datasets[number].location(index - int(self._first_locations[number]))
+        return self.datasets[number].location(index - int(self._first_locations[number]))
 
-    def source_of(self, sample_ids: npt.ArrayLike) -> Int64Array:
+    def source_of(self, sample_ids: Int64Array) -> Int64Array:
         """The number of the source that each sample is of, from 0."""
-        return self._rows.source_of(np.asarray(sample_ids, dtype=np.int64))
+        return self._rows.source_of(sample_ids)
 
 
 class _Rows:
@@ -193,10 +204,22 @@ def grouped(numbers: Int64Array) -> Iterator[tuple[int, Int64Array]]:
             yield int(ascending[start]), order[start:end]
 
 
-def label_names(base: str) -> list[str] | None:
-    """Names of a packed dataset's labels by id, from its ``_mx8/labels.tsv``; None when it has none."""
+def sources_of(dataset: Dataset) -> tuple[Source, ...]:
+    """What was joined; a dataset that wasn't is one source, called by where it lies."""
+    if isinstance(dataset, Joined):
+        return dataset.sources
+    return (Source(dataset.base, 0, dataset.manifest.row_count, dataset.hash, dataset.base),)
+
+
+def label_names(dataset: Dataset) -> list[str] | None:
+    """Names of a packed dataset's labels by id, from its ``_mx8/labels.tsv``; None when it has none.
+
+    Of joined datasets those of all, or None where ids are each dataset's own.
+    """
+    if isinstance(dataset, Joined):
+        return label_names(dataset.datasets[0]) if dataset.labels == "same" else None
     try:
-        return read_labels(open_store(base).read("_mx8/labels.tsv"))
+        return read_labels(open_store(dataset.base).read("_mx8/labels.tsv"))
     except ObjectNotFound:
         return None
 
@@ -217,17 +240,16 @@ def _has_labels(manifest: Manifest) -> bool:
 
 
 def _check_same_labels(names: Sequence[str], datasets: Sequence[Resolved]) -> None:
-    first, *others = [dataset.base for dataset in datasets]
-    if all(other == first for other in others):
+    if len({dataset.base for dataset in datasets}) == 1:
         return
-    expected = label_names(first)
+    expected = label_names(datasets[0])
     for name, dataset in zip(names[1:], datasets[1:], strict=True):
-        found = label_names(dataset.base)
+        found = label_names(dataset)
         if found != expected:
             raise ConfigError(
-                f"{names[0]!r} and {name!r} have different labels ({_shown(expected)} and {_shown(found)}), so that one "
-                "label id would mean two things; pack them with the same folders, or give mix(..., labels='own') if "
-                "ids are each source's own (loader.source_of says whose), or labels='none'"
+                f"{names[0]!r} and {name!r} have different labels ({_shown(expected)} and {_shown(found)}), so that "
+                "one label id would mean two things; pack them with the same folders, or give mix(..., labels='own') "
+                "if ids are each source's own (loader.source_of says whose), or labels='none'"
             )
 
 

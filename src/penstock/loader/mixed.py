@@ -14,7 +14,7 @@ from penstock.errors import ConfigError, ResumeError
 from penstock.loader.interleave import MOST_POSITIONS, Interleave
 from penstock.loader.order import Int64Array, Order
 
-__all__ = ["Mixed", "Recipe", "Segment", "Visit", "resumed"]
+__all__ = ["Mixed", "Recipe", "Segment", "Visit"]
 
 Visit: TypeAlias = Callable[[Source, int], Order]
 """In which order a source is visited, and which pass over it this is: (source, pass) -> order of ``source.count``."""
@@ -57,54 +57,63 @@ class Recipe:
         """From what ``text()`` gave; None where it is another order.
 
         Raises:
-            ValueError, TypeError, LookupError: it begins like one and isn't.
+            ResumeError: it begins like one and isn't.
         """
         if not text.startswith(_NAME):
             return None
-        found = json.loads(text.removeprefix(_NAME))
-        segments = tuple(Segment(int(part["start"]), tuple(map(int, part["shares"]))) for part in found["segments"])
-        return cls(tuple(found["hashes"]), segments, found["seed"], found["stop"], found["visits"])
+        try:
+            found = json.loads(text.removeprefix(_NAME))
+            segments = tuple(Segment(int(part["start"]), tuple(map(int, part["shares"]))) for part in found["segments"])
+            return cls(tuple(found["hashes"]), segments, found["seed"], found["stop"], found["visits"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise ResumeError(f"this is no state of a loader: {error!r}; give what state_dict() returned") from error
 
     @property
     def shares(self) -> tuple[int, ...]:
         """What holds at the end."""
         return self.segments[-1].shares
 
+    def require(self, now: Recipe) -> None:
+        """Refuse to go on with a mixture that differs in anything but its shares.
 
-def resumed(saved: Recipe, now: Recipe, done: Sequence[tuple[int, int]]) -> Recipe:
-    """What to go on with when some of ``saved`` is done and ``now`` is asked for.
+        Raises:
+            ResumeError: naming what differs.
+        """
+        differing = [
+            f"{name} of the mixture was {before!r} and is {after!r} now"
+            for name, before, after in (
+                ("sources", self.hashes, now.hashes),
+                ("seed", self.seed, now.seed),
+                ("stop", self.stop, now.stop),
+                ("order within the sources", self.visits, now.visits),
+            )
+            if before != after
+        ]
+        if differing:
+            raise ResumeError(
+                f"the state is of another mixture: {'; '.join(differing)}. Only weights may be changed when going on: "
+                "make the mixture as it was, or begin anew without the state"
+            )
 
-    The same; or with other shares from here on, where each source goes on at its own count.
+    def with_shares(self, shares: tuple[int, ...], done: Sequence[tuple[int, int]]) -> Recipe:
+        """Other shares from what is done on, where each source goes on at its own count.
 
-    Raises:
-        ResumeError: anything but the shares differs, or what is done isn't the beginning of the epoch.
-    """
-    differing = [
-        f"{name} of the mixture was {before!r} and is {after!r} now"
-        for name, before, after in (
-            ("sources", saved.hashes, now.hashes),
-            ("seed", saved.seed, now.seed),
-            ("stop", saved.stop, now.stop),
-            ("order within each source", saved.visits, now.visits),
-        )
-        if before != after
-    ]
-    if differing:
-        raise ResumeError(
-            f"the state is of another mixture: {'; '.join(differing)}. Only weights may be changed when going on: make "
-            "the mixture as it was, or begin anew without the state"
-        )
-    if saved.shares == now.shares:
-        return saved
-    if len(done) > 1 or (done and done[0][0] > 0):
-        raise ResumeError(
-            f"the weights of the mixture were changed, from {saved.shares} to {now.shares}, but what is done isn't the "
-            f"beginning of the epoch: it is {len(done)} pieces, since ranks had come differently far. Go on with the "
-            "weights as they were, and change them at a state that all ranks save after the same step"
-        )
-    end = done[0][1] if done else 0
-    kept = tuple(segment for segment in saved.segments if segment.start < end)
-    return replace(saved, segments=(*kept, Segment(end, now.shares)))
+        Args:
+            shares: of the sources, from there on.
+            done: half-open intervals of positions, ascending and apart.
+
+        Raises:
+            ResumeError: what is done isn't the beginning of the epoch.
+        """
+        if len(done) > 1 or (done and done[0][0] > 0):
+            raise ResumeError(
+                f"the weights of the mixture were changed, from {self.shares} to {shares}, but what is done isn't the "
+                f"beginning of the epoch: it is {len(done)} pieces, since ranks had come differently far. Go on with "
+                "the weights as they were, and change them at a state that all ranks save after the same step"
+            )
+        end = done[0][1] if done else 0
+        kept = tuple(segment for segment in self.segments if segment.start < end)
+        return replace(self, segments=(*kept, Segment(end, shares)))
 
 
 class Mixed:
@@ -117,17 +126,21 @@ class Mixed:
         key: of how sources take turns: the text of all that the epoch is by.
 
     Attributes:
+        sources: what is mixed.
         count: samples of the epoch.
+        most_error: see ``Interleave``; of the shares that hold at the end.
 
     Raises:
         ConfigError: the epoch would never end, or a source has no samples.
     """
 
     def __init__(self, sources: Sequence[Source], recipe: Recipe, visit: Visit, *, key: str) -> None:
-        self._sources, self._visit = sources, visit
+        self.sources = tuple(sources)
+        self._visit = visit
         self._starts = np.array([segment.start for segment in recipe.segments], dtype=np.int64)
         self._turns = [
-            Interleave(segment.shares, f"{key} {recipe.seed} {segment.start}") for segment in recipe.segments
+            Interleave(segment.shares, f"penstock mixture {key} {recipe.seed} {segment.start}")
+            for segment in recipe.segments
         ]
         self._before = [np.zeros(len(sources), dtype=np.int64)]  # samples of each source before each segment
         for turns, length in zip(self._turns, np.diff(self._starts).tolist(), strict=False):
@@ -141,7 +154,7 @@ class Mixed:
         sources, indexes = self.turns(positions)
         found = np.empty(len(positions), dtype=np.int64)
         for number, places in grouped(sources):
-            source = self._sources[number]
+            source = self.sources[number]
             passes, inside = np.divmod(indexes[places], source.count)
             for number_of_pass, some in grouped(passes):
                 found[places[some]] = self._visit(source, number_of_pass).at(inside[some])
@@ -163,7 +176,7 @@ class Mixed:
         return self._before[number] + self._turns[number].counts(position - int(self._starts[number]))
 
     def _end(self, shares: Sequence[int], stop: str) -> int:
-        left = [source.count - before for source, before in zip(self._sources, self._before[-1].tolist(), strict=True)]
+        left = [source.count - before for source, before in zip(self.sources, self._before[-1].tolist(), strict=True)]
         return int(self._starts[-1]) + (
             self._until_repeated(shares, left) if stop == "first" else self._until_seen(shares, left)
         )
@@ -182,7 +195,7 @@ class Mixed:
         for number in needed:
             if not shares[number]:
                 raise ConfigError(
-                    f"source {self._sources[number].name!r} has weight 0 and would never be seen whole, so stop='all' "
+                    f"source {self.sources[number].name!r} has weight 0 and would never be seen whole, so stop='all' "
                     "has no end; give it a weight, or stop='first' or a length"
                 )
         longest = max((_reach(shares, left, number) for number in needed), default=0)

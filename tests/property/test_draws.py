@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
+from penstock.loader.draws import AliasTable, Weighted, WithReplacement
 from penstock.loader.keyed import Keyed, scaled
-from penstock.loader.samplers import AliasTable, Weighted, WithReplacement
 
 
 def replacement(size, count=None, *, first=0, seed=0, epoch=0, manifest_hash="ab"):
@@ -112,8 +112,8 @@ def test_weighted_draws_are_as_likely_as_their_weights_and_others_would_be_seen(
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ([1, -2], r"weight 1 is -2.0, one of 1 that are negative"),
-        ([1, math.nan, math.inf], r"weight 1 is nan, one of 2"),
+        ([1, -2], r"weights\[1\] is -2.0, one of 1 that are negative"),
+        ([1, math.nan, math.inf], r"weights\[1\] is nan, one of 2"),
         ([0, 0], "all 2 weights are 0"),
         ([], "have shape"),
         ([[1, 2]], "have shape"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,13 @@ from penstock.errors import ConfigError
 from penstock.loader.keyed import Keyed, scaled
 from penstock.loader.order import Int64Array, UInt64Array
 
-__all__ = ["AliasTable", "Weighted", "WithReplacement"]
+__all__ = ["AliasTable", "Weighted", "Weights", "WithReplacement", "checked_weights"]
 
 _UNIT_BITS = 32
 _UNIT = 1 << _UNIT_BITS  # shares of one bucket of an alias table
 _MOST_WEIGHTS = 1 << 30  # rounding all of them to shares then stays below one bucket
 
-Weights = Sequence[float] | npt.NDArray[np.floating] | npt.NDArray[np.integer]
+Weights: TypeAlias = Sequence[float] | npt.NDArray[np.floating] | npt.NDArray[np.integer]
 
 
 class WithReplacement:
@@ -77,9 +78,9 @@ class AliasTable:
     """Weights, ready to be drawn by in constant time (Walker 1977); 8 bytes for each.
 
     A weight is held in 2^32nds of the average weight, and one above 0 never becomes 0; what rounding leaves over goes
-    to the largest, so no probability is off by more than 2^-32. The table is made without a loop over weights: light and heavy ones are paired by
-    their prefix sums (Hübschle-Schneider and Sanders, "Parallel Weighted Random Sampling", 2019, section 4.2), in whole
-    numbers, so that it is the same on any machine.
+    to the largest, so no probability is off by more than 2^-32. The table is made without a loop over weights: light
+    and heavy ones are paired by their prefix sums (Hübschle-Schneider and Sanders, "Parallel Weighted Random Sampling",
+    2019, section 4.2), in whole numbers, so that it is the same on any machine.
 
     Args:
         weights: one for each sample, finite, none below 0, at least one above.
@@ -92,8 +93,8 @@ class AliasTable:
     """
 
     def __init__(self, weights: Weights) -> None:
-        shares = _shares(_checked(weights))
-        self.hash = hashlib.sha256(shares.astype("<i8", copy=False)).hexdigest()[:16]
+        shares = _shares(checked_weights(weights))
+        self.hash = hashlib.sha256(shares.astype("<i8", copy=False).data).hexdigest()[:16]
         self._size = np.uint64(len(shares))
         self._keep, self._alias = _paired(shares)
 
@@ -114,16 +115,14 @@ class AliasTable:
         return found / (_UNIT * len(self))
 
 
-def _draws(count: int | None, size: int) -> int:
-    count = size if count is None else count
-    if count < 0 or (count and not size):
-        raise ConfigError(f"{count} samples can't be drawn from {size}; give 0 or more, of a dataset that has some")
-    return count
+def checked_weights(weights: Weights) -> npt.NDArray[np.float64]:
+    """Weights as float64 ``[n]``, read-only.
 
-
-def _checked(weights: Weights) -> npt.NDArray[np.float64]:
+    Raises:
+        ConfigError: they aren't one number in a row for each sample, or can't be drawn by.
+    """
     try:
-        found = np.asarray(weights, dtype=np.float64)
+        found = np.array(weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"weights aren't numbers ({error}); give one for each sample") from error
     if found.ndim != 1 or not 1 <= len(found) <= _MOST_WEIGHTS:
@@ -131,18 +130,26 @@ def _checked(weights: Weights) -> npt.NDArray[np.float64]:
     bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
     if bad.size:
         raise ConfigError(
-            f"weight {bad[0]} is {found[bad[0]]}, one of {bad.size} that are negative or not finite; give 0 or more"
+            f"weights[{bad[0]}] is {found[bad[0]]}, one of {bad.size} that are negative or not finite; give 0 or more"
         )
     if not found.any():
         raise ConfigError(f"all {len(found)} weights are 0, so there is nothing to draw; give one above 0")
+    found.flags.writeable = False
     return found
+
+
+def _draws(count: int | None, size: int) -> int:
+    count = size if count is None else count
+    if count < 0 or (count and not size):
+        raise ConfigError(f"{count} samples can't be drawn from {size}; give 0 or more, of a dataset that has some")
+    return count
 
 
 def _shares(weights: npt.NDArray[np.float64]) -> Int64Array:
     """The weights in whole numbers that add up to one bucket each; above 0 stays above 0."""
     size = len(weights)
     relative = weights / weights.max()  # so that no sum overflows
-    shares = np.rint(relative * (size * float(_UNIT) / float(relative.sum()))).astype(np.int64)
+    shares: Int64Array = np.rint(relative * (size * float(_UNIT) / float(relative.sum()))).astype(np.int64)
     shares[(shares == 0) & (weights > 0)] = 1
     # What rounding left over is less than a bucket (see _MOST_WEIGHTS), and the largest weight has at least one.
     shares[np.argmax(shares)] += size * _UNIT - int(shares.sum())
