@@ -18,7 +18,7 @@ from penstock.loader.settings import Settings
 from penstock.loader.split import Steps
 from penstock.loader.state import Begun, Epoch, Intervals, LoaderState
 
-__all__ = ["Course", "begin"]
+__all__ = ["Course", "begin", "check_mixable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,22 @@ def begin(
     return Course(epoch, whole, begun, left, None if settings.split is None else Steps(left.count, settings.split))
 
 
+def check_mixable(settings: Settings) -> None:
+    """Refuse, before anything is opened, what is meant for one dataset.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    if settings.range is not None:
+        raise ConfigError("start_id and end_id are of one dataset; a mixture's epoch is as long as its length says")
+    if settings.dev_manifest_path is not None:
+        raise ConfigError("dev_manifest_path is of one dataset; index each source of the mixture with its own, first")
+    if isinstance(settings.sampler, WeightedSampler):
+        raise ConfigError(
+            "a WeightedSampler has weights for the samples of one dataset; give the mixture's sources weights"
+        )
+
+
 def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
     count = dataset.manifest.row_count
     start, end = settings.range or (0, count)
@@ -96,7 +112,6 @@ def _begun(saved: LoaderState, epoch: Epoch, settings: Settings) -> Begun:
 def _mixed(
     dataset: Joined, mixture: Mixture, settings: Settings, number: int, saved: LoaderState | None
 ) -> tuple[Epoch, Mixed]:
-    _refuse(settings)
     weights = [source.count for source in dataset.sources] if mixture.weights is None else mixture.weights
     recipe = Recipe(
         hashes=tuple(source.manifest_hash for source in dataset.sources),
@@ -136,14 +151,3 @@ class _Visits:
         key = source.manifest_hash + (f" pass {number_of_pass}" if number_of_pass else "")
         start, end = source.first_id, source.first_id + source.count
         return self.sampler.order(replace(self.epoch, manifest_hash=key, start_id=start, end_id=end))
-
-
-def _refuse(settings: Settings) -> None:
-    if settings.range is not None:
-        raise ConfigError("start_id and end_id are of one dataset; a mixture's epoch is as long as its length says")
-    if settings.dev_manifest_path is not None:
-        raise ConfigError("dev_manifest_path is of one dataset; index each source of the mixture with its own, first")
-    if isinstance(settings.sampler, WeightedSampler):
-        raise ConfigError(
-            "a WeightedSampler has weights for the samples of one dataset; give the mixture's sources weights"
-        )

@@ -21,7 +21,7 @@ from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ConfigError, ResumeError
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
-from penstock.loader.course import Course, begin
+from penstock.loader.course import Course, begin, check_mixable
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions
@@ -407,6 +407,7 @@ def _dataset(link: str | Mixture, settings: Settings) -> Dataset:
 
     if not isinstance(link, Mixture):
         return opened(link)
+    check_mixable(settings)
     return join(link.names, [opened(one) for one in link.links], link.labels)
 
 
