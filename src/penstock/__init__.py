@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
-    from penstock.loader import Batch, DataLoader, LoaderOptions, load, merge_states
+    from penstock.loader import Batch, DataLoader, LoaderOptions, Mixture, load, merge_states, mix
     from penstock.observe import metrics
     from penstock.packing import pack, pack_dir
 
@@ -28,12 +28,14 @@ __all__ = [
     "DataLoader",
     "LoaderOptions",
     "Manifest",
+    "Mixture",
     "PenstockError",
     "__version__",
     "errors",
     "load",
     "merge_states",
     "metrics",
+    "mix",
     "pack",
     "pack_dir",
     "resolve_manifest_hash",
@@ -46,9 +48,11 @@ _HOMES = {
     "DataLoader": "penstock.loader",
     "LoaderOptions": "penstock.loader",
     "Manifest": "penstock.dataset.manifest",
+    "Mixture": "penstock.loader",
     "PenstockError": "penstock.errors",
     "load": "penstock.loader",
     "merge_states": "penstock.loader",
+    "mix": "penstock.loader",
     "pack": "penstock.packing",
     "pack_dir": "penstock.packing",
     "resolve_manifest_hash": "penstock.dataset.resolve",

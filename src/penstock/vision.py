@@ -14,8 +14,8 @@ import numpy.typing as npt
 from penstock import config
 from penstock._core import HAS_JPEG
 from penstock.budget import Charge
-from penstock.dataset.labels import read_labels
-from penstock.errors import ConfigError, ManifestError, ObjectNotFound, PenstockError
+from penstock.dataset.joined import label_names
+from penstock.errors import ConfigError, ManifestError, PenstockError
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.augment import ImageTransform, Randomness
 from penstock.loader.batch import require_torch
@@ -31,6 +31,7 @@ from penstock.loader.decode import (
 )
 from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import Loader
+from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions, MemoryFormat
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
@@ -40,7 +41,6 @@ from penstock.loader.work import CostChanged, Work
 from penstock.observe.stages import StageClock
 from penstock.proof import prove
 from penstock.sizes import whole_number
-from penstock.store import open_store
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
 
     def __init__(
         self,
-        dataset_link: str,
+        dataset_link: str | Mixture,
         options: LoaderOptions | Mapping[str, Any] | None = None,
         *,
         resize_hw: Sequence[int] | None = None,
@@ -167,17 +167,17 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the labels by id, from the dataset's ``_mx8/labels.tsv``; None when it has none."""
+        """Names of the labels by id, from the dataset's ``_mx8/labels.tsv``; None when it has none.
+
+        Of a mixture, those of all its sources; None with ``labels="own"``.
+        """
         if not self._classes_read:
-            try:
-                self._classes = read_labels(open_store(self._resolved.base).read("_mx8/labels.tsv"))
-            except ObjectNotFound:
-                self._classes = None
+            self._classes = label_names(self._dataset)
             self._classes_read = True
         return self._classes
 
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
-        randomness = Randomness(self.manifest_hash, self._epoch.seed, self._epoch.epoch)
+        randomness = Randomness(self.manifest_hash, self._course.epoch.seed, self.epoch)
         return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format, clock=self._clock)
 
     def _side_by_side(self) -> bool:

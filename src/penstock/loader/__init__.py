@@ -8,6 +8,7 @@ and hands results out in order, ``batch`` is what the consumer gets, and ``loade
 
 from penstock.loader.batch import Batch
 from penstock.loader.loader import DataLoader, load
+from penstock.loader.mixture import Mixture, mix
 from penstock.loader.options import AsyncPool, LoaderOptions
 from penstock.loader.sampler import DistributedSampler, RandomSampler, SequentialSampler, WeightedSampler
 from penstock.loader.state import merge_states
@@ -18,9 +19,11 @@ __all__ = [
     "DataLoader",
     "DistributedSampler",
     "LoaderOptions",
+    "Mixture",
     "RandomSampler",
     "SequentialSampler",
     "WeightedSampler",
     "load",
     "merge_states",
+    "mix",
 ]

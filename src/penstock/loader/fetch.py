@@ -21,7 +21,7 @@ from threading import Lock
 import numpy as np
 
 from penstock import _core
-from penstock.dataset.resolve import Resolved
+from penstock.dataset.joined import Dataset
 from penstock.errors import (
     AccessDenied,
     ClosedError,
@@ -104,7 +104,7 @@ class _Part:
 class Fetcher:
     """Reads samples of one manifest, and tells the clock how long it took. Thread-safe; closed by its owner."""
 
-    def __init__(self, dataset: Resolved, clock: StageClock | None = None, reading: Reading | None = None) -> None:
+    def __init__(self, dataset: Dataset, clock: StageClock | None = None, reading: Reading | None = None) -> None:
         self._dataset = dataset
         self._clock = clock or StageClock()
         self._reading = reading or Reading()

@@ -7,27 +7,31 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar, Unpack
 
+import numpy as np
+import numpy.typing as npt
+
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
-from penstock.dataset.resolve import resolve
+from penstock.dataset.joined import Dataset, Joined, Source, join, sources_of
+from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ConfigError, ResumeError
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
+from penstock.loader.course import Course, begin, check_mixable
 from penstock.loader.fetch import Fetcher
+from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions
-from penstock.loader.order import Order, Remaining
+from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
 from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, settle
-from penstock.loader.split import Steps
-from penstock.loader.state import Begun, Epoch, LoaderState
+from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
@@ -56,7 +60,7 @@ class Loader(Generic[T]):
     until ``set_epoch`` begins another epoch. Use it as a context manager, or call ``close()``, or just drop it.
     """
 
-    def __init__(self, dataset_link: str, settings: Settings) -> None:
+    def __init__(self, dataset_link: str | Mixture, settings: Settings) -> None:
         self._settings = settings
         self._rss = RssGuard.from_environment()
         self._how = tuning(
@@ -69,43 +73,33 @@ class Loader(Generic[T]):
             cap_bytes=settings.cap_bytes,
             rss_limit_bytes=self._rss.limit_bytes,
         )
-        self._resolved = resolve(
-            dataset_link,
-            manifest_store_root=settings.manifest_store_root,
-            dev_manifest_path=settings.dev_manifest_path,
-            node_id=settings.node_id,
-        )
-        epoch = _epoch(settings, self._resolved.hash, self._resolved.manifest.row_count)
+        self._mixture = dataset_link if isinstance(dataset_link, Mixture) else None
+        self._dataset = _dataset(dataset_link, settings)
+        self._course = self._plan(settings.epoch, settings.resume)
+        epoch = self._course.epoch
         prove("range_selected", start_id=epoch.start_id, end_id=epoch.end_id, manifest_hash=epoch.manifest_hash)
         self._rss.sample()
         serve_as_configured()
-        self._plan(epoch, _begun(settings.resume, epoch, settings))
         self._budget = Budget(settings.cap_bytes)
         self._start()
 
-    def _plan(self, epoch: Epoch, begun: Begun) -> None:
-        """Plan what is left of an epoch; where that can't be, nothing has changed."""
-        order: Order = self._settings.sampler.order(epoch)
-        if begun.done:
-            order = Remaining(order, begun.done)
-        split = self._settings.split
-        steps = None if split is None else Steps(order.count, split)
-        self._epoch, self._begun, self._order, self._steps = epoch, begun, order, steps
+    def _plan(self, number: int, state: Mapping[str, Any] | None = None) -> Course:
+        return begin(self._dataset, self._mixture, self._settings, number, state)
 
     def _start(self, trace: Trace | None = None) -> None:
         """Begin with what is planned; a trace that is being written goes on."""
         self._resources = ExitStack()  # closed with the loader, or by its producer when it was dropped
         self._clock = self._resources.enter_context(closing(StageClock()))
         reading = Reading.of(self._settings.options)
-        self._fetcher = self._resources.enter_context(closing(Fetcher(self._resolved, self._clock, reading)))
+        self._fetcher = self._resources.enter_context(closing(Fetcher(self._dataset, self._clock, reading)))
         self._write_trace(trace)
         self._delivered = PipelineStatistics()
         subject = (type(self).__name__, self.manifest_hash, self._settings.limits, self._settings.cap_bytes)
-        self._tuner = Tuner(self._how, (*subject, self._epoch.order), self._clock, self._delivered, self._rss)
+        self._tuner = Tuner(self._how, (*subject, self._course.epoch.order), self._clock, self._delivered, self._rss)
         self._pipeline = self._start_threads()
         self._statistics = LoaderStatistics(self._delivered, self._budget, self._rss, self._clock, self._tuner)
         shown = config.flag("TOP") is not False
-        live = LiveLoader(self._resolved.base, self.manifest_hash, self._statistics.read, shown=shown)
+        live = LiveLoader(self._dataset.base, self.manifest_hash, self._statistics.read, shown=shown)
         self._live = self._resources.enter_context(closing(live))
         self._finalizer = weakref.finalize(self, self._pipeline.abandon)
 
@@ -119,12 +113,12 @@ class Loader(Generic[T]):
         knobs, set_threads, options = self._tuner.knobs, self._thread_setter(), self._settings.options
         set_threads(knobs.threads)
         units = plan_units(
-            self._resolved.manifest,
-            self._order,
+            self._dataset.manifest,
+            self._course.left,
             self._settings.limits,
             self._fetcher.size_of,
-            self._steps,
-            first_step=self._begun.steps,
+            self._course.steps,
+            first_step=self._course.begun.steps,
             together=options.collate_buffer_size,
         )
         pipeline = Pipeline(
@@ -133,7 +127,7 @@ class Loader(Generic[T]):
             self._budget,
             builders=knobs.prefetch,
             most_builders=self._tuner.most_prefetch,
-            first_alone="://" not in self._resolved.base,  # requests to a store wait more than they compute
+            first_alone="://" not in self._dataset.base,  # requests to a store wait more than they compute
             depth=knobs.queue,
             cancel=self._fetcher.cancel,
             release=self._resources.close,
@@ -163,7 +157,17 @@ class Loader(Generic[T]):
     @property
     def manifest_hash(self) -> str:
         """SHA-256 of the manifest that is being loaded, 64 lower-case hex digits."""
-        return self._resolved.hash
+        return self._dataset.hash
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The datasets that are mixed; without a mixture, the one that is loaded."""
+        return sources_of(self._dataset)
+
+    def source_of(self, sample_ids: npt.ArrayLike) -> Int64Array:
+        """Which source each sample is of, as its place among ``sources``: int64, of the shape of ``sample_ids``."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        return self._dataset.source_of(ids) if isinstance(self._dataset, Joined) else np.zeros_like(ids)
 
     @property
     def options(self) -> LoaderOptions:
@@ -173,11 +177,11 @@ class Loader(Generic[T]):
     @property
     def epoch(self) -> int:
         """Which epoch this is."""
-        return self._epoch.epoch
+        return self._course.epoch.epoch
 
     @property
     def _title(self) -> str:
-        return f"{self._resolved.base}@sha256:{self._resolved.hash}"
+        return f"{self._dataset.base}@sha256:{self._dataset.hash}"
 
     def __iter__(self) -> Loader[T]:
         if self._pipeline.finished and self._delivered.delivered_batches:
@@ -218,9 +222,9 @@ class Loader(Generic[T]):
         Raises:
             TypeError: batches are cut by bytes, so that their number isn't known before they are planned.
         """
-        if self._steps is None:
+        if self._course.steps is None:
             raise TypeError("the number of batches isn't known when they are cut by bytes")
-        return self._steps.count - self._begun.steps
+        return self._course.steps.count - self._course.begun.steps
 
     def state_dict(self) -> dict[str, Any]:
         """What was handed out so far, as a small dict for JSON; ``resume=`` and ``load_state_dict`` go on from it.
@@ -229,9 +233,12 @@ class Loader(Generic[T]):
         many steps as this one, so where they step together any rank's state will do; ``merge_states`` joins those of
         ranks that don't.
         """
-        split, delivered = self._settings.split, self._delivered
-        taken = delivered.delivered_samples if split is None else self._begun.steps + delivered.delivered_batches
-        return LoaderState(self._epoch, self._begun.done, split, taken).to_dict()
+        return self._state().to_dict()
+
+    def _state(self) -> LoaderState:
+        split, begun, delivered = self._settings.split, self._course.begun, self._delivered
+        taken = delivered.delivered_samples if split is None else begun.steps + delivered.delivered_batches
+        return LoaderState(self._course.epoch, begun.done, split, taken)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader of the same epoch was, whatever its batches, ranks or prefetch.
@@ -250,7 +257,7 @@ class Loader(Generic[T]):
             raise ResumeError(
                 f"{self._delivered.delivered_batches} batches were handed out already; load a state before the first"
             )
-        self._restart(self._epoch, _begun(state, self._epoch, self._settings))
+        self._restart(self._plan(self.epoch, state))
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch from its first batch, wherever this one is; counters begin anew as well.
@@ -262,10 +269,10 @@ class Loader(Generic[T]):
             ClosedError: after ``close()``.
         """
         self._pipeline.check_usable()
-        self._restart(replace(self._epoch, epoch=whole_number("epoch", epoch)), Begun())
+        self._restart(self._plan(whole_number("epoch", epoch)))
 
-    def _restart(self, epoch: Epoch, begun: Begun) -> None:
-        self._plan(epoch, begun)
+    def _restart(self, course: Course) -> None:
+        self._course = course
         trace = self._clock.take_trace()  # it ends with the loader, which goes on
         self.close()
         self._budget.reopen()  # the same one: batches that the caller still holds count as before
@@ -282,10 +289,14 @@ class Loader(Generic[T]):
         ``plan_s``, ``budget_wait_s``, ``fetch_s``, ``decode_s``, ``queue_wait_s``: seconds that batches were in each
         stage, added up over threads. ``prefetch_batches``, ``max_queue_batches``, ``decode_threads``: where these are
         now. ``tune_decisions_total``: how often tuning changed one; with ``tune=True``, ``tune_decisions`` is a list of
-        the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``.
+        the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``. Of a mixture,
+        ``source_samples_total`` is a dict: how many samples of each source were in the epoch so far, on all ranks and
+        before a resume as well.
         """
         decisions = self._tuner.decisions()
-        return {**self._statistics.read(), **({} if decisions is None else {"tune_decisions": decisions})}
+        found = {**self._statistics.read(), **({} if decisions is None else {"tune_decisions": decisions})}
+        counts = None if self._mixture is None else self._course.source_counts(self._state().done_by_all())
+        return found if counts is None else {**found, "source_samples_total": counts}
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
@@ -321,7 +332,7 @@ class DataLoader(Loader[Batch]):
 
     Args:
         dataset_link: a folder or ``s3://``, ``gs://``, ``az://`` prefix: plain (the pinned manifest if there is one),
-            with ``@refresh`` (index again) or ``@sha256:<hash>`` (exactly this manifest).
+            with ``@refresh`` (index again) or ``@sha256:<hash>`` (exactly this manifest); or several, as a ``mix``.
         options: ``LoaderOptions``, or a dict of some of its fields: all knobs in one record. Any field may be given
             as a keyword as well, which then wins. Without a record, the defaults are those below.
         manifest_store_root: where manifests are kept; default ``config.default_manifest_store_root()``.
@@ -360,7 +371,7 @@ class DataLoader(Loader[Batch]):
 
     def __init__(
         self,
-        dataset_link: str,
+        dataset_link: str | Mixture,
         options: LoaderOptions | Mapping[str, Any] | None = None,
         **arguments: Unpack[LoaderArguments],
     ) -> None:
@@ -377,7 +388,7 @@ class DataLoader(Loader[Batch]):
 
 
 def load(
-    dataset_link: str,
+    dataset_link: str | Mixture,
     options: LoaderOptions | Mapping[str, Any] | None = None,
     **arguments: Unpack[LoaderArguments],
 ) -> DataLoader:
@@ -385,20 +396,19 @@ def load(
     return DataLoader(dataset_link, options, **arguments)
 
 
-def _epoch(settings: Settings, manifest_hash: str, count: int) -> Epoch:
-    start, end = settings.range or (0, count)
-    for name, value in (("start_id", start), ("end_id", end)):
-        if not 0 <= value <= count:
-            raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
-    return Epoch(manifest_hash, start, end, settings.sampler.text, settings.seed, settings.epoch)
+def _dataset(link: str | Mixture, settings: Settings) -> Dataset:
+    def opened(one: str) -> Resolved:
+        return resolve(
+            one,
+            manifest_store_root=settings.manifest_store_root,
+            dev_manifest_path=settings.dev_manifest_path,
+            node_id=settings.node_id,
+        )
 
-
-def _begun(resume: Mapping[str, Any] | None, epoch: Epoch, settings: Settings) -> Begun:
-    if resume is None:
-        return Begun()
-    state = LoaderState.from_dict(resume)
-    state.require(epoch)
-    return state.begun(settings.split)
+    if not isinstance(link, Mixture):
+        return opened(link)
+    check_mixable(settings)
+    return join(link.names, [opened(one) for one in link.links], link.labels)
 
 
 def _nothing(_: object) -> None:

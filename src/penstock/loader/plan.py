@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.dataset.manifest import Manifest
+from penstock.dataset.joined import Samples
 from penstock.errors import ManifestError, UnitTooLarge
 from penstock.loader.order import Int64Array, Order
 from penstock.loader.split import Steps
@@ -75,7 +75,7 @@ SizeOf = Callable[[Int64Array], Int64Array]
 
 
 def plan_units(
-    manifest: Manifest,
+    manifest: Samples,
     order: Order,
     limits: BatchLimits,
     size_of: SizeOf,
@@ -135,7 +135,7 @@ def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
     return np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in bounds])
 
 
-def _cut_by_bytes(manifest: Manifest, order: Order, limits: BatchLimits, together: int) -> Iterator[Int64Array]:
+def _cut_by_bytes(manifest: Samples, order: Order, limits: BatchLimits, together: int) -> Iterator[Int64Array]:
     start = 0
     window = max(together, limits.samples)
     while start < order.count:
@@ -182,7 +182,7 @@ def _full_batches(lengths: Int64Array, limits: BatchLimits, *, keep_last: bool) 
     return cuts
 
 
-def _unit(manifest: Manifest, index: int, ids: Int64Array, size_of: SizeOf) -> Unit:
+def _unit(manifest: Samples, index: int, ids: Int64Array, size_of: SizeOf) -> Unit:
     rows: slice | Int64Array = ids
     if ids[-1] - ids[0] == len(ids) - 1 and (np.diff(ids) == 1).all():
         rows = slice(int(ids[0]), int(ids[-1]) + 1)  # neighbours are a view of the map, not a gather from it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, TypeAlias, TypedDict
+
+import numpy as np
 
 from penstock.errors import ConfigError
+from penstock.loader.draws import AliasTable, Weighted, Weights, WithReplacement, checked_weights
 from penstock.loader.order import Order, Sequential, Shuffled
 from penstock.loader.state import Epoch
 from penstock.sizes import boolean, whole_number
@@ -72,41 +74,48 @@ class RandomSampler:
 
     def order(self, epoch: Epoch) -> Order:
         """See ``Sampler``."""
-        if self.replacement:
-            raise ConfigError("sampler is RandomSampler(replacement=True), which comes in a later version")
-        return _shuffled(epoch)
+        if not self.replacement:
+            return _shuffled(epoch)
+        return WithReplacement(epoch.start_id, epoch.count, **_key(epoch))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightedSampler:
     """Independent draws, each sample in proportion to its weight.
 
     Attributes:
-        weights: one for each sample of the range, none negative, not all 0.
+        weights: float64 ``[n]``, read-only: one for each sample of the range, none negative, not all 0. Any sequence or
+            array of numbers may be given.
+        table: what they come to.
     """
 
     kind: ClassVar[str] = "weighted"
-    weights: tuple[float, ...]
+    weights: Weights
+    table: AliasTable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        try:
-            weights = tuple(float(weight) for weight in self.weights)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"weights is {self.weights!r}; give a number for each sample") from error
-        bad = [weight for weight in weights if not (weight >= 0 and math.isfinite(weight))]
-        if bad or not any(weights):
-            found = bad[0] if bad else "no number above 0"
-            raise ConfigError(f"weights have {found}; give finite numbers, none negative, not all 0")
-        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "weights", checked_weights(self.weights))
+        object.__setattr__(self, "table", AliasTable(self.weights))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WeightedSampler) and self.table.hash == other.table.hash
+
+    def __hash__(self) -> int:
+        return hash(self.table.hash)
 
     @property
     def text(self) -> str:
         """See ``Sampler``."""
-        return "weighted"
+        return f"weighted {self.table.hash}"
 
     def order(self, epoch: Epoch) -> Order:
         """See ``Sampler``."""
-        raise ConfigError(f"sampler is a WeightedSampler of epoch {epoch.epoch}, which comes in a later version")
+        if len(self.table) != epoch.count:
+            raise ConfigError(
+                f"the sampler has {len(self.table)} weights for {epoch.count} samples; give one for each sample of the "
+                "dataset, or of the range from start_id to end_id"
+            )
+        return Weighted(epoch.start_id, self.table, **_key(epoch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +162,27 @@ def sampler_of(given: AnySampler | str | Mapping[str, Any]) -> AnySampler:
     try:
         return kind(**asked)
     except TypeError as error:
-        names = ", ".join(field.name for field in fields(kind)) or "nothing"
+        names = ", ".join(each.name for each in fields(kind) if each.init) or "nothing"
         raise ConfigError(f"sampler is {given!r}; {kind.kind!r} takes {names}") from error
 
 
 def sampler_to_dict(sampler: AnySampler) -> dict[str, Any]:
     """What ``sampler_of`` takes, for JSON and YAML."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(sampler).items()}
-    return {"kind": sampler.kind, **values}
+    values = {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.init}
+    lists = {name: value.tolist() for name, value in values.items() if isinstance(value, np.ndarray)}
+    return {"kind": sampler.kind, **values, **lists}
 
 
 def _shuffled(epoch: Epoch) -> Order:
-    return Shuffled(epoch.start_id, epoch.count, manifest_hash=epoch.manifest_hash, seed=epoch.seed, epoch=epoch.epoch)
+    return Shuffled(epoch.start_id, epoch.count, **_key(epoch))
+
+
+class _Key(TypedDict):
+    manifest_hash: str
+    seed: int
+    epoch: int
+
+
+def _key(epoch: Epoch) -> _Key:
+    """What everything random is by."""
+    return {"manifest_hash": epoch.manifest_hash, "seed": epoch.seed, "epoch": epoch.epoch}

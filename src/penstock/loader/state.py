@@ -102,6 +102,12 @@ class LoaderState:
         assert self.split is not None
         return min(self._steps().whole_step(self.taken), self._steps().whole_count)
 
+    def done_by_all(self) -> Intervals:
+        """Positions that are done when all have come as far as this loader: all ranks, and all workers in turn."""
+        if self.split is not None and self.split.workers > 1:
+            return self.done_together(self.reached())
+        return self.done()
+
     def done_together(self, step: int) -> Intervals:
         """Positions that are done when all ranks have taken the first ``step`` of all steps."""
         return united([*self.begun_with, *self._left().intervals(0, self._steps().end(step))])
