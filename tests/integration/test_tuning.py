@@ -162,7 +162,7 @@ def test_an_unknown_profile_lists_the_choices(packed):
 def test_metrics_and_top_get_numbers_alone(packed):
     with SlowSource(packed, tune=True, **TEN) as loader:
         drain(loader)
-        (total,) = [each for each in totals() if each.dataset == loader._resolved.base]
+        (total,) = [each for each in totals() if each.dataset == loader._dataset.base]
         assert total.gauges["prefetch_batches"] == loader.stats()["prefetch_batches"]
         assert total.counters["tune_decisions_total"] >= loader.stats()["tune_decisions_total"] > 0
         assert "tune_decisions" not in total.gauges
