@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar, Unpack
 from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
 from penstock.dataset.resolve import resolve
-from penstock.errors import ConfigError, ResumeError
+from penstock.errors import ConfigError, ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
+from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.options import LoaderOptions
 from penstock.loader.order import Order, Remaining
@@ -31,7 +32,7 @@ from penstock.loader.state import Begun, Epoch, LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
-from penstock.loader.work import PipelineStatistics, Work
+from penstock.loader.work import Delivery, PipelineStatistics, Work
 from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
@@ -202,12 +203,25 @@ class Loader(Generic[T]):
         delivery = self._pipeline.peek()
         statistics, mine = self._delivered, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
+        positions, faults = delivery.positions, statistics.faults
+        if delivery.faults:
+            faults = self._told(delivery.faults)
         # From here on no calls: see Pipeline.peek.
         statistics.delivered_batches += 1
         statistics.delivered_samples += samples
         statistics.delivered_bytes += payload_bytes
+        statistics.delivered_positions += positions
+        statistics.faults = faults
         mine.undelivered = None
         return batch
+
+    def _told(self, faults: tuple[Fault, ...]) -> Tally:
+        """Log the faults of a batch that is about to be handed out; what is counted with them."""
+        log_faults(faults, self.manifest_hash)
+        try:
+            return self._delivered.faults.plus(faults, self._settings.faults.max_errors)
+        except TooManyFaults as error:
+            self._pipeline.give_up(error)
 
     def __bool__(self) -> bool:
         return True  # also when nothing is left, or when nobody knows how much
@@ -230,7 +244,7 @@ class Loader(Generic[T]):
         ranks that don't.
         """
         split, delivered = self._settings.split, self._delivered
-        taken = delivered.delivered_samples if split is None else self._begun.steps + delivered.delivered_batches
+        taken = delivered.delivered_positions if split is None else self._begun.steps + delivered.delivered_batches
         return LoaderState(self._epoch, self._begun.done, split, taken).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -285,7 +299,11 @@ class Loader(Generic[T]):
         the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``.
         """
         decisions = self._tuner.decisions()
-        return {**self._statistics.read(), **({} if decisions is None else {"tune_decisions": decisions})}
+        return {
+            **self._statistics.read(),
+            "faulty_samples_by_kind": dict(self._delivered.faults.kinds),
+            **({} if decisions is None else {"tune_decisions": decisions}),
+        }
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
@@ -373,7 +391,7 @@ class DataLoader(Loader[Batch]):
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
-        return _ReadBytes(self._fetcher, self._budget.total_bytes)
+        return _ReadBytes(self._fetcher, self._settings.faults, self._budget.total_bytes)
 
 
 def load(
@@ -413,15 +431,22 @@ def _turn(pipeline: Pipeline[Any], set_threads: Callable[[int], None], knobs: Kn
 class _ReadBytes:
     """The work of a DataLoader: the payload, as it lies in storage."""
 
-    def __init__(self, fetcher: Fetcher, cap_bytes: int) -> None:
+    def __init__(self, fetcher: Fetcher, policy: FaultPolicy, cap_bytes: int) -> None:
         self._fetcher = fetcher
+        self._policy = policy
         self._cap_bytes = cap_bytes
 
     def cost_bytes(self, unit: Unit) -> int:
         return min(self._cap_bytes, max(_LEAST_CHARGE_BYTES, unit.payload_bytes))
 
-    def build(self, unit: Unit, charge: Charge) -> Batch:
+    def build(self, unit: Unit, charge: Charge) -> Delivery[Batch]:
         rounding = charge.split(charge.size_bytes - unit.payload_bytes)
         region = charge.region()
-        self._fetcher.fetch(unit, memoryview(region))
-        return Batch(unit, region, rounding)
+        faults = self._policy.faults()
+        self._fetcher.fetch(unit, memoryview(region), faults)
+        if not len(faults):
+            return Delivery.of(unit, Batch(unit, region, rounding))
+        self._fetcher.name(unit, faults)
+        mended = self._policy.mend(unit, faults, unit.lengths)
+        rearrange(memoryview(region), mended.rows, unit.dest_offsets(), unit.lengths)
+        return Delivery.of(unit, Batch(unit.take(mended.rows), region, rounding), mended)
