@@ -194,6 +194,7 @@ class Loader(Generic[T]):
             RssExceeded: the process outgrew ``PENSTOCK_MAX_PROCESS_RSS_BYTES``.
             DeadlineExceeded: no batch within ``PENSTOCK_STALL_TIMEOUT_S``.
             ClosedError: after ``close()``.
+            SampleError: a sample is faulty, and ``on_error`` says so. TooManyFaults: more are than ``max_errors``.
             StoreError, DataError, UnitTooLarge: the batch can't be read. Earlier batches were delivered before;
                 the next call raises StopIteration.
         """
@@ -289,6 +290,9 @@ class Loader(Generic[T]):
         """Counters and gauges, all from the consumer's side; sizes in bytes.
 
         ``delivered_batches_total``, ``delivered_samples_total``, ``delivered_bytes_total``: what ``next()`` returned.
+        ``faulty_samples_total``: samples that were to be in those batches and were faulty, of which
+        ``replaced_samples_total`` have another one in their place and ``skipped_samples_total`` have none;
+        ``faulty_samples_by_kind``: how many by class of error.
         ``inflight_bytes``: charged now: read ahead, queued, and held by the consumer. ``max_inflight_bytes``: the cap.
         ``ram_high_water_bytes``: the most that was ever charged, at most the cap. ``process_rss_bytes`` and
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
@@ -366,6 +370,10 @@ class DataLoader(Loader[Batch]):
         drop_last: leave out what doesn't fill a step; otherwise it is shared evenly.
         resume: what ``state_dict()`` of a loader of the same epoch returned: only what it hadn't handed out is loaded.
             Batch size, ranks, prefetch and cap may be others.
+        on_error: what becomes of samples that are faulty themselves: ``raise``, ``skip`` (the batch is shorter, down to
+            none), ``replace`` (by a good one of the same batch, where one fits), or a function that gets the
+            ``SampleError`` and returns one of these. An outage is always raised.
+        max_errors: most faulty samples in the batches of this loader; the batch with one more raises. None = any number.
         tune: turn them while the loader runs, after how long ``next()`` waits and how much room there is; by default
             within the bounds of ``balanced``. What is given explicitly is then the most. It never changes what is
             delivered, nor the cap.
