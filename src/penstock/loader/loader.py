@@ -373,7 +373,7 @@ class DataLoader(Loader[Batch]):
         on_error: what becomes of samples that are faulty themselves: ``raise``, ``skip`` (the batch is shorter, down to
             none), ``replace`` (by a good one of the same batch, where one fits), or a function that gets the
             ``SampleError`` and returns one of these. An outage is always raised.
-        max_errors: most faulty samples in what this loader hands out; the batch with one more raises. None = any number.
+        max_errors: most faulty samples in a loader's pass; the batch with one more raises. None = any number.
         tune: turn them while the loader runs, after how long ``next()`` waits and how much room there is; by default
             within the bounds of ``balanced``. What is given explicitly is then the most. It never changes what is
             delivered, nor the cap.
