@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -75,7 +75,7 @@ class _Part:
     def take(self, positions: Int64Array) -> _Part:
         """Some of these rows, by their positions among them."""
         rows = positions if isinstance(self.rows, slice) else self.rows[positions]
-        return replace(self, rows=rows)
+        return _Part(self.unit, rows, self.dest, self.unit_dest_offsets, self.faults)
 
     def halves(self) -> list[_Part]:
         """All of these rows, in two parts."""
