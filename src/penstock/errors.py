@@ -19,9 +19,12 @@
      │   └─ StoreUnavailable             the store didn't answer, or not with what was asked for
      ├─ DataError                        bytes that aren't what they should be
      │   ├─ ManifestError(ValueError)    a manifest or labels file that doesn't parse, or lies
-     │   ├─ SampleChanged                a file grew or shrank after it was sized
-     │   ├─ ShardCorrupt                 a sample's bytes don't match their crc32c
-     │   └─ DecodeError                  a sample that its decoder refuses
+     │   ├─ SampleError                  one sample's own fault: what ``on_error`` is about
+     │   │   ├─ SampleChanged            a file grew or shrank after it was sized
+     │   │   ├─ SampleMissing(ObjectNotFound)   the file or object that is the sample isn't there
+     │   │   ├─ ShardCorrupt             a sample's bytes don't match their crc32c
+     │   │   └─ DecodeError              a sample that its decoder refuses
+     │   └─ TooManyFaults                more faulty samples than ``max_errors`` allows
      ├─ ResolveError                     a link that can't be turned into a manifest
      │   ├─ EmptyDataset                 nothing to index or to pack
      │   └─ ManifestNotFound(LookupError)
@@ -58,10 +61,13 @@ __all__ = [
     "ResumeError",
     "RssExceeded",
     "SampleChanged",
+    "SampleError",
+    "SampleMissing",
     "ShardCorrupt",
     "StoreError",
     "StoreFull",
     "StoreUnavailable",
+    "TooManyFaults",
     "UnitTooLarge",
 ]
 
@@ -156,26 +162,53 @@ class ManifestError(DataError, ValueError):
     """A manifest or a labels file that doesn't parse, contradicts itself, or doesn't match its hash."""
 
 
-class SampleChanged(DataError):
+class SampleError(DataError):
+    """One sample's own fault, which says nothing about the others: ``on_error`` decides what becomes of it.
+
+    Attributes:
+        sample_id: its row in the manifest; -1 = no sample of a manifest.
+        location: the shard or file that it lies in, in full; empty = unknown.
+        offset: of its first byte in there; -1 = it is the whole object, or unknown.
+        key: its name: of its member in a tar, of its file below the dataset's base. None = unknown; only looked up for
+            samples that ``on_error`` may leave out.
+    """
+
+    def __init__(self, message: str, *, sample_id: int = -1, location: str = "", offset: int = -1) -> None:
+        super().__init__(message)
+        self.sample_id = sample_id
+        self.location = location
+        self.offset = offset
+        self.key: str | None = None
+
+
+class SampleChanged(SampleError):
     """A file is longer or shorter than when it was sized."""
 
 
-class ShardCorrupt(DataError):
+class SampleMissing(SampleError, ObjectNotFound):
+    """The file or object that is the sample as a whole isn't there."""
+
+
+class ShardCorrupt(SampleError):
     """A sample's bytes don't match the crc32c in the manifest."""
 
-    def __init__(self, message: str, *, location: str = "", offset: int = 0, sample_id: int = -1) -> None:
-        super().__init__(message)
-        self.location = location
-        self.offset = offset
-        self.sample_id = sample_id
 
-
-class DecodeError(DataError):
+class DecodeError(SampleError):
     """A sample that its decoder refuses."""
 
-    def __init__(self, message: str, *, sample_id: int = -1) -> None:
+
+class TooManyFaults(DataError):
+    """More samples were faulty than ``max_errors`` allows; its cause is the last one's error.
+
+    Attributes:
+        count: faulty samples so far, with those of the batch that wasn't handed out.
+        max_errors: how many were allowed.
+    """
+
+    def __init__(self, message: str, *, count: int, max_errors: int) -> None:
         super().__init__(message)
-        self.sample_id = sample_id
+        self.count = count
+        self.max_errors = max_errors
 
 
 class ResolveError(PenstockError):

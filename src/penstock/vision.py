@@ -29,6 +29,7 @@ from penstock.loader.decode import (
     PixelFormat,
     PixelType,
 )
+from penstock.loader.faults import FaultPolicy, Faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import Loader
 from penstock.loader.mixture import Mixture
@@ -37,7 +38,7 @@ from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
 from penstock.loader.profiles import Threads
 from penstock.loader.settings import defaults, settle
-from penstock.loader.work import CostChanged, Work
+from penstock.loader.work import CostChanged, Delivery, Work
 from penstock.observe.stages import StageClock
 from penstock.proof import prove
 from penstock.sizes import whole_number
@@ -178,7 +179,15 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
 
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
         randomness = Randomness(self.manifest_hash, self._course.epoch.seed, self.epoch)
-        return _DecodeImages(self._fetcher, self._decoder, self._transform, randomness, self._format, clock=self._clock)
+        return _DecodeImages(
+            self._fetcher,
+            self._settings.faults,
+            self._decoder,
+            self._transform,
+            randomness=randomness,
+            form=self._format,
+            clock=self._clock,
+        )
 
     def _side_by_side(self) -> bool:
         # Pixels that only the images themselves tell the size of are charged anew when they are known, and only
@@ -201,14 +210,16 @@ class _DecodeImages:
     def __init__(
         self,
         fetcher: Fetcher,
+        policy: FaultPolicy,
         decoder: Decoder,
         transform: ImageTransform,
+        *,
         randomness: Randomness,
         form: PixelFormat,
-        *,
         clock: StageClock,
     ) -> None:
         self._fetcher = fetcher
+        self._policy = policy
         self._decoder = decoder
         self._transform = transform
         self._randomness = randomness
@@ -219,18 +230,20 @@ class _DecodeImages:
     def cost_bytes(self, unit: Unit) -> int:
         return unit.payload_bytes + self._form.bytes(len(unit.sample_ids), self._hw)
 
-    def build(self, unit: Unit, charge: Charge) -> tuple[torch.Tensor, torch.Tensor]:
-        labels, hw, count = _labels_of(unit), self._hw, len(unit.sample_ids)
+    def build(self, unit: Unit, charge: Charge) -> Delivery[tuple[torch.Tensor, torch.Tensor]]:
+        _labels_of(unit)
+        hw, count = self._hw, len(unit.sample_ids)
         pixels_charge = charge.split(self._form.bytes(count, hw))
         # What lives longer is placed first: the gaps that raw bytes leave between pixels then fit the next raw bytes.
         flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
         raw = memoryview(charge.region())
-        self._fetcher.fetch(unit, raw)
+        faults = self._policy.faults()
+        self._fetcher.fetch(unit, raw, faults)
         started = time.monotonic()
-        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids, turn=unit.index)
+        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids, unit.index, faults)
         sizes = self._decoder.sizes(encoded)
         if self._transform.out_hw is None:
-            actual = _common_size(unit, sizes)
+            actual = _common_size(unit.index, np.delete(sizes, faults.rows(), axis=0)) or hw
             if actual != hw:
                 self._hw = actual
                 raise CostChanged(self.cost_bytes(unit))
@@ -241,12 +254,27 @@ class _DecodeImages:
         )
         pixels = flat.reshape(self._form.shape(count, hw))
         self._decoder.decode(encoded, picture, pixels, self._form)
+        delivery = self._delivery(unit, pixels, faults)
         self._clock.record("decode", unit.index, started)
+        return delivery
+
+    def _delivery(
+        self, unit: Unit, pixels: npt.NDArray[Any], faults: Faults
+    ) -> Delivery[tuple[torch.Tensor, torch.Tensor]]:
+        """The pictures that are sound, with their labels."""
+        mended = None
+        if len(faults):
+            self._fetcher.name(unit, faults)
+            count = len(unit.sample_ids)
+            mended = self._policy.mend(unit, faults, np.zeros(count, dtype=np.int64))  # any picture fits any place
+            rearrange(pixels, mended.rows, np.arange(count), np.ones(count, dtype=np.int64))
+            pixels = pixels[: len(mended.rows)]
+        labels = _labels_of(unit if mended is None else unit.take(mended.rows))
         torch = require_torch()
         images = torch.from_numpy(pixels)
         if self._form.type == "bfloat16":
             images = images.view(torch.bfloat16)
-        return images, torch.from_numpy(labels)
+        return Delivery.of(unit, (images, torch.from_numpy(labels)), mended)
 
 
 def _labels_of(unit: Unit) -> Int64Array:
@@ -258,14 +286,15 @@ def _labels_of(unit: Unit) -> Int64Array:
     return unit.labels
 
 
-def _common_size(unit: Unit, sizes: Int64Array) -> tuple[int, int]:
+def _common_size(batch: int, sizes: Int64Array) -> tuple[int, int] | None:
+    """The one size (height, width) that all pictures of a batch have; None where there are none."""
     distinct = sorted({(height, width) for height, width in sizes.tolist()})
     if len(distinct) > 1:
         raise ConfigError(
-            f"batch {unit.index} holds images of {len(distinct)} sizes ({distinct[0]} and {distinct[-1]} as "
+            f"batch {batch} holds images of {len(distinct)} sizes ({distinct[0]} and {distinct[-1]} as "
             "height, width among them), which can't be stacked; give resize_hw=(height, width)"
         )
-    return distinct[0]
+    return distinct[0] if distinct else None
 
 
 def _transform(

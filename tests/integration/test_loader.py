@@ -369,12 +369,12 @@ def test_e2_49_a_file_that_changes_size_between_sizing_and_reading(load, tmp_pat
     victim = tmp_path / "in" / "dog" / "005.bin"
     fetch = Fetcher.fetch
 
-    def change_then_fetch(self, unit, dest):
+    def change_then_fetch(self, *arguments):
         if change:
             victim.write_bytes(victim.read_bytes() + change)
         else:
             os.truncate(victim, 0)
-        return fetch(self, unit, dest)
+        return fetch(self, *arguments)
 
     monkeypatch.setattr(Fetcher, "fetch", change_then_fetch)
     with pytest.raises(RuntimeError, match=f"{text}.*dog/005.bin"):
@@ -624,7 +624,7 @@ def test_ctrl_c_while_waiting_for_a_batch_is_a_keyboard_interrupt(packed, tmp_pa
         "import os, signal, sys, threading, penstock\n"
         "from penstock.loader.fetch import Fetcher\n"
         "asking, hang = threading.Event(), threading.Event()\n"
-        "def fetch(self, unit, dest):\n"
+        "def fetch(self, *arguments):\n"
         "    asking.wait(50)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    hang.wait(50)\n"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from packing import pack_thousands
@@ -133,3 +134,15 @@ def test_nothing_imports_it_unasked():
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, env={**os.environ})
     assert done.returncode == 0
+
+
+def test_faulty_samples_are_counted(packed):
+    shard = Path(packed, "shards", "shard-00000.tar")
+    damaged = bytearray(shard.read_bytes())
+    damaged[512] ^= 1  # the first sample's first byte
+    shard.write_bytes(damaged)
+    with metrics.serve(port=0) as server, penstock.load(packed, batch_size_samples=10, on_error="skip") as loader:
+        next(loader)
+        found = scrape(server.port)
+    counted = [found[f"penstock_{which}_samples_total", packed] for which in ("faulty", "skipped", "replaced")]
+    assert counted == [1, 1, 0]

@@ -247,6 +247,15 @@ def test_a_ticking_loader_writes_once_a_second(packed):
         assert len(written) <= 2 + int(time.monotonic() - started)
 
 
+def test_faulty_samples_are_shown(shown, folder, capsys):
+    shown(faulty_samples_total=1234, prefetch_batches=3, tune_decisions_total=5)
+    assert main(["top", "--once"]) == 0
+    assert "1,234 faulty" in capsys.readouterr().out
+    assert main(["top", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["loaders"]
+    assert row["faulty_samples"] == 1234
+
+
 def test_a_tuned_loader_says_where_it_is(shown, folder, capsys):
     shown(prefetch_batches=3, max_queue_batches=4, decode_threads=2, tune_decisions_total=5)
     assert main(["top", "--once"]) == 0

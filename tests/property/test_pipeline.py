@@ -16,7 +16,7 @@ from penstock.budget import Budget
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import Unit
-from penstock.loader.work import CostChanged
+from penstock.loader.work import CostChanged, Delivery
 
 
 def unit(index: int, size: int) -> Unit:
@@ -48,7 +48,7 @@ class FillWork:
         region = charge.region()
         np.frombuffer(region, dtype=np.uint8)[:] = unit.index % 251
         self.worst = max(self.worst, self.budget.charged_bytes)
-        return unit.index, region
+        return Delivery.of(unit, (unit.index, region))
 
 
 class Loop:

@@ -67,6 +67,7 @@ class Row:
         max_queue_batches: finished ones that may wait, now.
         decode_threads: now; 0 where nothing is decoded.
         tune_decisions: changes that tuning has made.
+        faulty_samples: that were skipped or replaced so far.
         silent_s: seconds since ``next()`` last returned (or the second in which it did).
     """
 
@@ -85,6 +86,7 @@ class Row:
     max_queue_batches: int
     decode_threads: int
     tune_decisions: int
+    faulty_samples: int
     silent_s: float
 
 
@@ -107,6 +109,7 @@ def row_of(snapshot: Snapshot, now: float) -> Row:
         max_queue_batches=int(stats.get("max_queue_batches", 0)),
         decode_threads=int(stats.get("decode_threads", 0)),
         tune_decisions=int(stats.get("tune_decisions_total", 0)),
+        faulty_samples=int(stats.get("faulty_samples_total", 0)),
         silent_s=max(0.0, now - snapshot.updated_at),
     )
 
@@ -164,6 +167,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _remark(row: Row) -> str:
     if row.silent_s > _SILENT_S:
         return f"silent for {row.silent_s:.0f} s"
+    if row.faulty_samples:
+        return f"{row.faulty_samples:,} faulty"
     return f"tuned, {row.prefetch_batches} at once" if row.tune_decisions else ""
 
 

@@ -70,6 +70,7 @@ class Dataset(Protocol):
     @property
     def hash(self) -> str: ...  # noqa: D102
     def location(self, index: int) -> str: ...  # noqa: D102
+    def owner(self, index: int) -> tuple[Resolved, int]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,13 @@ class Joined:
 
     def location(self, index: int) -> str:
         """The full location with this index."""
+        dataset, own = self.owner(index)
+        return dataset.location(own)
+
+    def owner(self, index: int) -> tuple[Resolved, int]:
+        """The dataset that the location with this index is of, and its index there."""
         number = int(np.searchsorted(self._first_locations, index, side="right")) - 1
-        return self.datasets[number].location(index - int(self._first_locations[number]))
+        return self.datasets[number], index - int(self._first_locations[number])
 
     def source_of(self, sample_ids: Int64Array) -> Int64Array:
         """The number of the source that each sample is of, from 0."""

@@ -57,6 +57,10 @@ class Resolved:
         location = self.manifest.location(index)
         return join_location(self.base, location) if self.manifest.version else location
 
+    def owner(self, index: int) -> tuple[Resolved, int]:
+        """The dataset that a location is of, and its index there: this one, as nothing was joined."""
+        return self, index
+
 
 def resolve_manifest_hash(
     dataset_link: str | Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from penstock.loader.faults import OnError
 from penstock.loader.options import LoadingMode, MemoryFormat, ProcessContext, ReaderMode
 from penstock.loader.sampler import AnySampler
 from penstock.sizes import Size
@@ -30,6 +31,9 @@ class LoaderArguments(TypedDict, total=False):
     # the epoch
     epoch: int
     resume: Mapping[str, Any] | None
+    # faulty samples
+    on_error: OnError
+    max_errors: int | None
     # knobs of LoaderOptions
     batch_size_samples: int
     batch_size: int

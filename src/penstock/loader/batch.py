@@ -100,7 +100,7 @@ class Batch:
         """
         if self._region is None:
             raise ClosedError("this batch was released; take views before release(), they stay valid")
-        return memoryview(self._region)
+        return memoryview(self._region)[: self.payload_bytes]  # it is larger where samples were left out
 
     def sample(self, index: int) -> memoryview:
         """The bytes of one sample without a copy; holds the batch's charge.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from penstock import _core
 from penstock.errors import DecodeError
 from penstock.loader.augment import Float64Array, UInt8Array
+from penstock.loader.faults import STRICT, Faults
 from penstock.loader.order import Int64Array
 
 __all__ = ["Decoder", "Encoded", "NativeDecoder", "PillowDecoder", "PixelFormat", "PixelType"]
@@ -73,9 +74,10 @@ class PixelFormat:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Files back to back in memory: ``data[offsets[i] : offsets[i] + lengths[i]]``, with their sample ids.
+    """Files in memory: ``data[offsets[i] : offsets[i] + lengths[i]]``, with their sample ids.
 
-    ``turn`` is the batch's place among those that are decoded side by side: it is needed before later ones.
+    ``turn`` is the batch's place among those that are decoded side by side: it is needed before later ones. ``faults``
+    are those of the files that can't be had or decoded; a decoder looks at none that is faulty already.
     """
 
     data: memoryview
@@ -83,17 +85,24 @@ class Encoded:
     lengths: Int64Array
     sample_ids: Int64Array
     turn: int = 0
+    faults: Faults = STRICT
 
     def file(self, index: int) -> memoryview:
         """One file's bytes."""
         start = int(self.offsets[index])
         return self.data[start : start + int(self.lengths[index])]
 
-    def error(self, index: int, reason: object) -> DecodeError:
-        """What to raise for a file that can't be decoded."""
+    def blame(self, index: int, reason: object) -> None:
+        """Note, or raise, that a file can't be decoded."""
         sample, length = int(self.sample_ids[index]), int(self.lengths[index])
         message = f"sample {sample} ({length} bytes) can't be decoded: {reason}; replace or remove the image"
-        return DecodeError(message, sample_id=sample)
+        self.faults.add(index, DecodeError(message, sample_id=sample))
+
+    def sound_lengths(self) -> Int64Array:
+        """Lengths, and 0 for files that are faulty, which the core then refuses at a glance."""
+        lengths = self.lengths.copy()
+        lengths[self.faults.rows()] = 0
+        return lengths if len(self.faults) else self.lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +118,10 @@ class Decoder(Protocol):
     """Decodes batches; any thread, several at once."""
 
     def sizes(self, encoded: Encoded) -> Int64Array:
-        """Height and width of each upright picture, ``[n, 2]``, from its header alone."""
+        """Height and width of each upright picture, ``[n, 2]``, from its header alone; 1 and 1 of faulty ones."""
 
     def decode(self, encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat) -> None:
-        """Fill ``out`` (``form.shape``, contiguous). Raises DecodeError, naming the first bad sample."""
+        """Fill ``out`` (``form.shape``, contiguous). What is in the places of faulty files is undefined."""
 
     def resize(self, thread_count: int) -> None:
         """Have so many threads from the next picture on, at least 1; results don't depend on it."""
@@ -134,7 +143,7 @@ class PillowDecoder:
 
     def sizes(self, encoded: Encoded) -> Int64Array:
         """See ``Decoder``."""
-        return np.array([self._size(encoded, index) for index in range(len(encoded.lengths))], dtype=np.int64)
+        return np.array([self.size(encoded, index) for index in range(len(encoded.lengths))], dtype=np.int64)
 
     def decode(self, encoded: Encoded, picture: Picture, out: npt.NDArray[Any], form: PixelFormat) -> None:
         """See ``Decoder``."""
@@ -150,31 +159,36 @@ class PillowDecoder:
         """``decode`` for some of the files alone."""
 
         def decode(index: int) -> None:
+            if index in encoded.faults:
+                return
             try:
                 pixels = self._pixels(encoded, index, picture)
-            except DecodeError:
-                raise
             except Exception as error:
-                raise encoded.error(index, error) from error
-            _store(pixels, out[index], form)
+                encoded.blame(index, error)
+            else:
+                _store(pixels, out[index], form)
 
         _for_each(decode, indexes, self._thread_count)
 
     def _open(self, encoded: Encoded, index: int) -> Any:
         from PIL import Image
 
-        try:
-            # BytesIO copies: one file's bytes, for as long as it is being decoded.
-            image = Image.open(BytesIO(encoded.file(index)))
-        except Exception as error:
-            raise encoded.error(index, error) from error
+        # BytesIO copies: one file's bytes, for as long as it is being decoded.
+        image = Image.open(BytesIO(encoded.file(index)))
         if image.width * image.height > self._most_pixels:
-            raise encoded.error(index, _too_large(self._most_pixels))
+            raise ValueError(_too_large(self._most_pixels))
         return image
 
-    def _size(self, encoded: Encoded, index: int) -> tuple[int, int]:
-        image = self._open(encoded, index)
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    def size(self, encoded: Encoded, index: int) -> tuple[int, int]:
+        """``sizes`` of one of the files."""
+        if index in encoded.faults:
+            return 1, 1
+        try:
+            image = self._open(encoded, index)
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            encoded.blame(index, error)
+            return 1, 1
         return (image.width, image.height) if turned else (image.height, image.width)
 
     def _pixels(self, encoded: Encoded, index: int, picture: Picture) -> UInt8Array:
@@ -207,11 +221,11 @@ class NativeDecoder:
 
     def sizes(self, encoded: Encoded) -> Int64Array:
         """See ``Decoder``."""
-        headers = _core.jpeg_headers(encoded.data, encoded.offsets, encoded.lengths)
+        headers = _core.jpeg_headers(encoded.data, encoded.offsets, encoded.sound_lengths())
         turned = headers[:, 3] >= 5
         sizes = np.where(turned[:, None], headers[:, 1::-1], headers[:, :2]).astype(np.int64)
         for index in np.flatnonzero(headers[:, 0] == 0).tolist():
-            sizes[index] = self._pillow._size(encoded, index)
+            sizes[index] = self._pillow.size(encoded, index)
         return sizes
 
     def resize(self, thread_count: int) -> None:
@@ -224,7 +238,7 @@ class NativeDecoder:
         statuses, messages = self._pool.decode(
             encoded.data,
             encoded.offsets,
-            encoded.lengths,
+            encoded.sound_lengths(),
             picture.windows,
             picture.flips,
             picture.out_hw,
@@ -240,9 +254,9 @@ class NativeDecoder:
             return
         for index in np.flatnonzero(statuses != _core.DECODE_NOT_JPEG).tolist():
             if statuses[index] == _core.DECODE_DAMAGED:
-                raise encoded.error(index, messages[index])
+                encoded.blame(index, messages[index])
             if statuses[index] == _core.DECODE_TOO_LARGE:
-                raise encoded.error(index, _too_large(self._most_pixels))
+                encoded.blame(index, _too_large(self._most_pixels))
         others = np.flatnonzero(statuses == _core.DECODE_NOT_JPEG).tolist()
         self._pillow.decode_some(others, encoded, picture, out, form)
 

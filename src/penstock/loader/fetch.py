@@ -17,21 +17,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 
 from penstock import _core
 from penstock.dataset.joined import Dataset
 from penstock.errors import (
-    AccessDenied,
     ClosedError,
     ManifestError,
     ObjectNotFound,
-    PenstockError,
     SampleChanged,
-    ShardCorrupt,
-    StoreUnavailable,
 )
+from penstock.loader.blame import Blame, os_error
+from penstock.loader.faults import STRICT, Faults
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
 from penstock.loader.reading import Reading
@@ -65,17 +64,23 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some rows of a unit, or with a slice all, and where in ``dest`` the samples of the whole unit belong."""
+    """Some rows of a unit, or with a slice all; where in ``dest`` the samples of the whole unit belong, and faults."""
 
     unit: Unit
     rows: Int64Array | slice
     dest: Buffer
     unit_dest_offsets: Int64Array  # one for each row
+    faults: Faults
 
     def take(self, positions: Int64Array) -> _Part:
         """Some of these rows, by their positions among them."""
         rows = positions if isinstance(self.rows, slice) else self.rows[positions]
-        return _Part(self.unit, rows, self.dest, self.unit_dest_offsets)
+        return _Part(self.unit, rows, self.dest, self.unit_dest_offsets, self.faults)
+
+    def halves(self) -> list[_Part]:
+        """All of these rows, in two parts."""
+        middle = len(self.lengths) // 2
+        return [self.take(np.arange(middle)), self.take(np.arange(middle, len(self.lengths)))]
 
     def row(self, index: int) -> int:
         return index if isinstance(self.rows, slice) else int(self.rows[index])
@@ -101,11 +106,16 @@ class _Part:
         return self.unit_dest_offsets[self.rows]
 
 
+_Ranges: TypeAlias = tuple[Store, str, _Part]
+"""Rows that lie in one object, by its key."""
+
+
 class Fetcher:
     """Reads samples of one manifest, and tells the clock how long it took. Thread-safe; closed by its owner."""
 
     def __init__(self, dataset: Dataset, clock: StageClock | None = None, reading: Reading | None = None) -> None:
         self._dataset = dataset
+        self._blame = Blame(dataset)
         self._clock = clock or StageClock()
         self._reading = reading or Reading()
         self._files: dict[int, _File] = {}  # by location, the oldest first
@@ -131,7 +141,7 @@ class Fetcher:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def size_of(self, locations: Int64Array) -> Int64Array:
-        """Bytes of whole objects, by location index; what a manifest of unpacked files doesn't say."""
+        """Bytes of whole objects, by location index; what a manifest of unpacked files doesn't say. 0 = absent."""
         places = [self._place(index) for index in locations.tolist()]
         if all(store is None for store, _ in places):
             sizes = [_file_size(path) for _, path in places]
@@ -143,19 +153,31 @@ class Fetcher:
         store, key = place
         if store is None:
             return _file_size(key)
+        try:
+            return self._object_bytes(store, key)
+        except ObjectNotFound:
+            return 0  # as in _file_size
+
+    def _object_bytes(self, store: Store, key: str) -> int:
         with self._interrupt.cover():
             return store.size(key)
 
-    def fetch(self, unit: Unit, dest: Buffer) -> None:
+    def fetch(self, unit: Unit, dest: Buffer, faults: Faults = STRICT) -> None:
         """Read all samples of a unit, in delivery order, into ``dest`` (writable, ``unit.payload_bytes`` bytes).
+
+        Args:
+            unit: what to read.
+            dest: where to. What lies in the places of faulty samples is undefined.
+            faults: takes what is a sample's own fault, of every such sample; by default the first one is raised.
 
         Raises:
             SampleChanged: a file is shorter than the manifest says, or a whole file longer or shorter than sized.
+            SampleMissing: a file or object that is a sample isn't there.
             ShardCorrupt: a sample doesn't match its crc32c.
             StoreError: the bytes can't be had.
         """
         started = time.monotonic()
-        every = _Part(unit, slice(None), dest, unit.dest_offsets()[:-1])
+        every = _Part(unit, slice(None), dest, unit.dest_offsets()[:-1], faults)
         whole = unit.offsets < 0
         if not whole.any():
             self._fetch_ranges(every)
@@ -187,41 +209,85 @@ class Fetcher:
         places = [self._place(index) for index in part.locations.tolist()]
         local = [position for position, (store, _) in enumerate(places) if store is None]
         if local:
-            files = part.take(np.array(local))
-            paths = [os.fsencode(places[position][1]) for position in local]
-            self._check(files, _core.read_files(paths, files.lengths, files.dest, files.dest_offsets, files.crcs))
+            self._read_whole_files(part.take(np.array(local)))
         remote = [position for position, (store, _) in enumerate(places) if store is not None]
         if remote:
-            objects = part.take(np.array(remote))
-            chains: list[Callable[[], None]] = []
-            for index, (store, key) in enumerate(places[position] for position in remote):
-                assert store is not None
-                whole = Span(0, int(objects.lengths[index]), index, index + 1)
-                chains += [partial(_stream_whole, store, key, objects, c) for c in self._reading.chains([whole])]
-            self._side_by_side(chains)
-            self._verify(objects)
+            self._read_whole_objects(part.take(np.array(remote)))
+
+    def _read_whole_files(self, part: _Part) -> None:
+        paths = [os.fsencode(self._place(location)[1]) for location in part.locations.tolist()]
+        outcome = _core.read_files(paths, part.lengths, part.dest, part.dest_offsets, part.crcs)
+        self._check(part, outcome, self._read_whole_files)
+
+    def _read_whole_objects(self, part: _Part) -> None:
+        tasks: list[Callable[[], None]] = []
+        for index, location in enumerate(part.locations.tolist()):
+            store, key = self._place(location)
+            assert store is not None
+            chains = self._reading.chains([Span(0, int(part.lengths[index]), index, index + 1)])
+            tasks += [partial(self._read_whole_object, store, key, part, index, chain) for chain in chains or [[]]]
+        self._side_by_side(tasks)
+        self._verify(part)
+
+    def _read_whole_object(self, store: Store, key: str, part: _Part, index: int, spans: Sequence[Span]) -> None:
+        try:
+            _stream_whole(store, key, part, index, spans)
+        except (ObjectNotFound, SampleChanged) as error:
+            row = part.row(index)
+            part.faults.judge(row, self._blame.whole(error, part.unit, row))
 
     def _read_files(self, part: _Part, locations: list[int]) -> None:
         """Read ranges of many files at once: each call into the core may have to wait for the interpreter's lock."""
         files = self._open(locations)  # held while it reads
         fds = np.array([file.fd for file in files])[np.searchsorted(locations, part.locations)]
         places = part.offsets, part.lengths, part.dest, part.dest_offsets, part.crcs
-        self._check(part, _core.read_ranges(fds, *places, threads=self._reading.threads))
+        outcome = _core.read_ranges(fds, *places, threads=self._reading.threads)
+        self._check(part, outcome, lambda some: self._read_files(some, sorted(set(some.locations.tolist()))))
 
-    def _read_objects(self, objects: Sequence[tuple[Store, str, _Part]]) -> None:
-        chains: list[Callable[[], None]] = []
-        for store, key, unsorted in objects:
-            part = unsorted.take(np.argsort(unsorted.offsets))
+    def _read_objects(self, objects: Sequence[_Ranges]) -> None:
+        """Read ranges of many objects at once; of one that ends too early, then those that it still holds."""
+        rest = [(store, key, part.take(np.argsort(part.offsets))) for store, key, part in objects]
+        while rest:
+            changed = self._stream_objects(rest)
+            for index, (_, _, part) in enumerate(rest):
+                if index not in changed:
+                    self._verify(part)
+            rest = [self._held(rest[index], error) for index, error in changed.items()]
+
+    def _stream_objects(self, objects: Sequence[_Ranges]) -> dict[int, SampleChanged]:
+        """Returns which of the objects hold less than was asked for, where that isn't raised, and what says so."""
+        changed: dict[int, SampleChanged] = {}
+
+        def read(index: int, spans: Sequence[Span]) -> None:
+            try:
+                _stream_spans(*objects[index], spans)
+            except SampleChanged as error:
+                if objects[index][2].faults.strict:
+                    raise
+                changed.setdefault(index, error)  # not raised: nobody may write to dest any more when we return
+
+        tasks: list[Callable[[], None]] = []
+        for index, (_, _, part) in enumerate(objects):
             spans = coalesce(
                 part.offsets,
                 part.lengths,
                 max_gap_bytes=_OBJECT_GAP_BYTES,
                 max_span_bytes=self._reading.part_bytes,
             )
-            chains += [partial(_stream_spans, store, key, part, chain) for chain in self._reading.chains(spans)]
-        self._side_by_side(chains)
-        for _, _, part in objects:
-            self._verify(part)
+            tasks += [partial(read, index, chain) for chain in self._reading.chains(spans)]
+        self._side_by_side(tasks)
+        return changed
+
+    def _held(self, ranges: _Ranges, error: SampleChanged) -> _Ranges:
+        """The rows that an object really holds; if these are all, ``error`` is about something else."""
+        store, key, part = ranges
+        object_bytes = self._object_bytes(store, key)
+        held = part.offsets + part.lengths <= object_bytes
+        if held.all():
+            raise error
+        for index in np.flatnonzero(~held).tolist():
+            self._judge(part, index, _core.READ_TOO_SHORT, max(0, object_bytes - int(part.offsets[index])))
+        return store, key, part.take(np.flatnonzero(held))
 
     def _side_by_side(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Run tasks on the threads that read objects; raises what the first one raised."""
@@ -235,38 +301,39 @@ class Fetcher:
                 pass
 
     def _verify(self, part: _Part) -> None:
-        bad = _core.verify_crc32c(part.dest, part.dest_offsets, part.lengths, part.crcs)
-        if bad >= 0:
-            start, length = int(part.dest_offsets[bad]), int(part.lengths[bad])
-            found = _core.crc32c(memoryview(part.dest)[start : start + length])
-            self._check(part, (_core.READ_BAD_CHECKSUM, bad, found))
+        offsets, lengths, crcs = part.dest_offsets, part.lengths, part.crcs
+        if _core.verify_crc32c(part.dest, offsets, lengths, crcs) < 0:
+            return
+        found = _core.crc32c_many(part.dest, offsets, lengths).astype(np.int64)
+        for index in np.flatnonzero((crcs >= 0) & (found != crcs)).tolist():
+            self._judge(part, index, _core.READ_BAD_CHECKSUM, int(found[index]))
 
-    def _check(self, part: _Part, outcome: tuple[int, int, int]) -> None:
+    def _check(self, part: _Part, outcome: tuple[int, int, int], again: Callable[[_Part], None]) -> None:
+        """Judge what reading files gave: which is the first fault, so that halves are read to find the others."""
         status, index, detail = outcome
-        if status != _core.READ_OK:
-            raise self._error(status, detail, part.unit, part.row(index))
+        if status == _core.READ_OK:
+            return
+        if part.faults.strict or len(part.lengths) == 1:
+            self._judge(part, index, status, detail)
+            return
+        for half in part.halves():
+            again(half)
 
-    def _error(self, status: int, detail: int, unit: Unit, row: int) -> PenstockError:
-        sample, length, offset = int(unit.sample_ids[row]), int(unit.lengths[row]), int(unit.offsets[row])
-        location = self._dataset.location(int(unit.locations[row]))
-        where = f"sample {sample} in {location}" + (f" at offset {offset}" if offset >= 0 else "")
-        if status == _core.READ_SYSTEM_ERROR:
-            return _os_error(detail, where)
-        if status == _core.READ_TOO_LONG:
-            return SampleChanged(f"file grew after sizing: {where} had {length} bytes; resolve the link with @refresh")
-        if status == _core.READ_TOO_SHORT:
-            return SampleChanged(
-                f"short read: {where} should have {length} bytes and has {detail}; "
-                "the file was truncated or replaced after it was listed: restore it, or pack or @refresh again"
-            )
-        return ShardCorrupt(
-            f"{where} ({length} bytes) has crc32c {detail:08x}, its manifest says {int(unit.crcs[row]):08x}; "
-            "if the dataset was packed again, resolve its link with @refresh, else restore the shard "
-            "(`penstock verify` lists all damage)",
-            location=location,
-            offset=offset,
-            sample_id=sample,
+    def _judge(self, part: _Part, index: int, status: int, detail: int) -> None:
+        row = part.row(index)
+        part.faults.judge(row, self._blame.reading(status, detail, part.unit, row))
+
+    def name(self, unit: Unit, faults: Faults) -> None:
+        """Say of each faulty sample what it is called and where it lies, as far as that can be found out."""
+        self._side_by_side(
+            [partial(self._blame.name, error, unit, row, self._read_range) for row, error in faults.errors.items()]
         )
+
+    def _read_range(self, location: int, start: int, end: int) -> bytes:
+        store, key = self._place(location)
+        if store is None:
+            return os.pread(self._open([location])[0].fd, end - start, start)
+        return b"".join(bytes(piece) for piece in store.stream(key, start, end))
 
     def _open(self, locations: list[int]) -> list[_File]:
         """The files of at most ``_OPEN_FILES`` locations, open for as long as the caller holds them."""
@@ -281,7 +348,7 @@ class Fetcher:
         try:
             file = _File(path)
         except OSError as error:
-            raise _os_error(error.errno or errno.EIO, path) from error
+            raise os_error(error.errno or errno.EIO, path) from error
         with self._lock:
             if self._closed:
                 raise ClosedError("the loader was closed while it was reading")
@@ -322,20 +389,14 @@ class Fetcher:
             return self._pool
 
 
-def _os_error(code: int, where: str) -> PenstockError:
-    reason = f"{where}: {os.strerror(code)}"
-    if code in (errno.ENOENT, errno.ENOTDIR):
-        return ObjectNotFound(f"{reason}; the manifest names it, so restore it or resolve the link with @refresh")
-    if code in (errno.EACCES, errno.EPERM):
-        return AccessDenied(f"{reason}; make it readable for this user")
-    return StoreUnavailable(reason)
-
-
 def _file_size(path: str) -> int:
+    """Bytes of a file; none where it isn't there, which is said, and may be forgiven, when it is read."""
     try:
         return Path(path).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
     except OSError as error:
-        raise _os_error(error.errno or errno.EIO, path) from error
+        raise os_error(error.errno or errno.EIO, path) from error
 
 
 def _stream_spans(store: Store, key: str, part: _Part, spans: Sequence[Span]) -> None:
@@ -347,11 +408,18 @@ def _stream_spans(store: Store, key: str, part: _Part, spans: Sequence[Span]) ->
             position += len(piece)
 
 
-def _stream_whole(store: Store, key: str, part: _Part, spans: Sequence[Span]) -> None:
+def _stream_whole(store: Store, key: str, part: _Part, index: int, spans: Sequence[Span]) -> None:
+    length, start = int(part.lengths[index]), int(part.dest_offsets[index])
+    if not length:
+        _check_empty(store.size(key), store.locate(key))
     view = memoryview(part.dest)
     for span in spans:
-        length, start = int(part.lengths[span.first]), int(part.dest_offsets[span.first])
         position = start + span.start
         for piece in store.stream(key, span.start, span.end, object_bytes=length):
             view[position : position + len(piece)] = piece
             position += len(piece)
+
+
+def _check_empty(size_bytes: int, location: str) -> None:
+    if size_bytes:
+        raise SampleChanged(f"{location} was empty or absent when it was sized, and has {size_bytes} bytes now")

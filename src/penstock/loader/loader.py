@@ -18,10 +18,11 @@ from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
 from penstock.dataset.joined import Dataset, Joined, Source, join, sources_of
 from penstock.dataset.resolve import Resolved, resolve
-from penstock.errors import ConfigError, ResumeError
+from penstock.errors import ConfigError, ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.course import Course, begin, check_mixable
+from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions
@@ -35,7 +36,7 @@ from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
-from penstock.loader.work import PipelineStatistics, Work
+from penstock.loader.work import Delivery, PipelineStatistics, Work
 from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
@@ -197,6 +198,7 @@ class Loader(Generic[T]):
             RssExceeded: the process outgrew ``PENSTOCK_MAX_PROCESS_RSS_BYTES``.
             DeadlineExceeded: no batch within ``PENSTOCK_STALL_TIMEOUT_S``.
             ClosedError: after ``close()``.
+            SampleError: a sample is faulty, and ``on_error`` says so. TooManyFaults: more are than ``max_errors``.
             StoreError, DataError, UnitTooLarge: the batch can't be read. Earlier batches were delivered before;
                 the next call raises StopIteration.
         """
@@ -206,12 +208,25 @@ class Loader(Generic[T]):
         delivery = self._pipeline.peek()
         statistics, mine = self._delivered, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
+        positions, faults = delivery.positions, statistics.faults
+        if delivery.faults:
+            faults = self._told(delivery.faults)
         # From here on no calls: see Pipeline.peek.
         statistics.delivered_batches += 1
         statistics.delivered_samples += samples
         statistics.delivered_bytes += payload_bytes
+        statistics.delivered_positions += positions
+        statistics.faults = faults
         mine.undelivered = None
         return batch
+
+    def _told(self, faults: tuple[Fault, ...]) -> Tally:
+        """Log the faults of a batch that is about to be handed out; what is counted with them."""
+        log_faults(faults, self.manifest_hash)
+        try:
+            return self._delivered.faults.plus(faults, self._settings.faults.max_errors)
+        except TooManyFaults as error:
+            self._pipeline.give_up(error)
 
     def __bool__(self) -> bool:
         return True  # also when nothing is left, or when nobody knows how much
@@ -237,7 +252,7 @@ class Loader(Generic[T]):
 
     def _state(self) -> LoaderState:
         split, begun, delivered = self._settings.split, self._course.begun, self._delivered
-        taken = delivered.delivered_samples if split is None else begun.steps + delivered.delivered_batches
+        taken = delivered.delivered_positions if split is None else begun.steps + delivered.delivered_batches
         return LoaderState(self._course.epoch, begun.done, split, taken)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -282,6 +297,9 @@ class Loader(Generic[T]):
         """Counters and gauges, all from the consumer's side; sizes in bytes.
 
         ``delivered_batches_total``, ``delivered_samples_total``, ``delivered_bytes_total``: what ``next()`` returned.
+        ``faulty_samples_total``: samples that were to be in those batches and were faulty, of which
+        ``replaced_samples_total`` have another one in their place and ``skipped_samples_total`` have none;
+        ``faulty_samples_by_kind``: how many by class of error.
         ``inflight_bytes``: charged now: read ahead, queued, and held by the consumer. ``max_inflight_bytes``: the cap.
         ``ram_high_water_bytes``: the most that was ever charged, at most the cap. ``process_rss_bytes`` and
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
@@ -294,9 +312,13 @@ class Loader(Generic[T]):
         before a resume as well.
         """
         decisions = self._tuner.decisions()
-        found = {**self._statistics.read(), **({} if decisions is None else {"tune_decisions": decisions})}
         counts = None if self._mixture is None else self._course.source_counts(self._state().done_by_all())
-        return found if counts is None else {**found, "source_samples_total": counts}
+        return {
+            **self._statistics.read(),
+            "faulty_samples_by_kind": dict(self._delivered.faults.kinds),
+            **({} if decisions is None else {"tune_decisions": decisions}),
+            **({} if counts is None else {"source_samples_total": counts}),
+        }
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
@@ -359,6 +381,10 @@ class DataLoader(Loader[Batch]):
         drop_last: leave out what doesn't fill a step; otherwise it is shared evenly.
         resume: what ``state_dict()`` of a loader of the same epoch returned: only what it hadn't handed out is loaded.
             Batch size, ranks, prefetch and cap may be others.
+        on_error: what becomes of samples that are faulty themselves: ``raise``, ``skip`` (the batch is shorter, down to
+            none), ``replace`` (by a good one of the same batch, where one fits), or a function that gets the
+            ``SampleError`` and returns one of these. An outage is always raised.
+        max_errors: most faulty samples in a loader's pass; the batch with one more raises. None = any number.
         tune: turn them while the loader runs, after how long ``next()`` waits and how much room there is; by default
             within the bounds of ``balanced``. What is given explicitly is then the most. It never changes what is
             delivered, nor the cap.
@@ -384,7 +410,7 @@ class DataLoader(Loader[Batch]):
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
-        return _ReadBytes(self._fetcher, self._budget.total_bytes)
+        return _ReadBytes(self._fetcher, self._settings.faults, self._budget.total_bytes)
 
 
 def load(
@@ -423,15 +449,22 @@ def _turn(pipeline: Pipeline[Any], set_threads: Callable[[int], None], knobs: Kn
 class _ReadBytes:
     """The work of a DataLoader: the payload, as it lies in storage."""
 
-    def __init__(self, fetcher: Fetcher, cap_bytes: int) -> None:
+    def __init__(self, fetcher: Fetcher, policy: FaultPolicy, cap_bytes: int) -> None:
         self._fetcher = fetcher
+        self._policy = policy
         self._cap_bytes = cap_bytes
 
     def cost_bytes(self, unit: Unit) -> int:
         return min(self._cap_bytes, max(_LEAST_CHARGE_BYTES, unit.payload_bytes))
 
-    def build(self, unit: Unit, charge: Charge) -> Batch:
+    def build(self, unit: Unit, charge: Charge) -> Delivery[Batch]:
         rounding = charge.split(charge.size_bytes - unit.payload_bytes)
         region = charge.region()
-        self._fetcher.fetch(unit, memoryview(region))
-        return Batch(unit, region, rounding)
+        faults = self._policy.faults()
+        self._fetcher.fetch(unit, memoryview(region), faults)
+        if not len(faults):
+            return Delivery.of(unit, Batch(unit, region, rounding))
+        self._fetcher.name(unit, faults)
+        mended = self._policy.mend(unit, faults, unit.lengths)
+        rearrange(memoryview(region), mended.rows, unit.dest_offsets(), unit.lengths)
+        return Delivery.of(unit, Batch(unit.take(mended.rows), region, rounding), mended)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from penstock.budget import Budget, Charge
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
@@ -31,8 +31,8 @@ from penstock.sizes import format_bytes
 __all__ = ["Pipeline"]
 
 T = TypeVar("T")
-_Built: TypeAlias = tuple[T, float]  # a result, and when it was ready
-_Slot: TypeAlias = tuple[Unit, Future[tuple[T, float]]]
+_Built: TypeAlias = tuple[Delivery[T], float]  # a result, and when it was ready
+_Slot: TypeAlias = tuple[Unit, Future[tuple[Delivery[T], float]]]
 
 _SLICE_S = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _HELD_POLL_S = 0.005  # how often a hungry consumer asks the budget whether only it can free memory
@@ -136,15 +136,19 @@ class Pipeline(Generic[T]):
                 self._changed.notify_all()  # the producer may be waiting for room in the queue
         error = slot.exception()
         if error is not None:
-            self._stop()
-            self.mine.undelivered = None
-            raise error
-        result, built_at = slot.result()
+            self.give_up(error)
+        delivery, built_at = slot.result()
         if again is None:
             now = time.monotonic()
             self._clock.record("queue_wait", unit.index, built_at, now)
             self._clock.record("data_wait", unit.index, started, now)
-        return Delivery(result, len(unit.sample_ids), unit.payload_bytes)
+        return delivery
+
+    def give_up(self, error: BaseException) -> NoReturn:
+        """Raise instead of handing out what ``peek()`` gave; that was the end."""
+        self._stop()
+        self.mine.undelivered = None
+        raise error
 
     def _head(self, started: float) -> _Slot[T]:
         """Wait until the next batch in order is there."""

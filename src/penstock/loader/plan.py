@@ -7,7 +7,7 @@ that the manifest lacks come from a function that the caller gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +62,18 @@ class Unit:
     def payload_bytes(self) -> int:
         """Bytes of all samples together."""
         return int(self.lengths.sum())
+
+    def take(self, rows: Int64Array) -> Unit:
+        """Some of the samples, in the order of ``rows``, which may name one twice."""
+        return replace(
+            self,
+            sample_ids=self.sample_ids[rows],
+            locations=self.locations[rows],
+            offsets=self.offsets[rows],
+            lengths=self.lengths[rows],
+            crcs=self.crcs[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     def dest_offsets(self) -> Int64Array:
         """Where each sample starts in the payload, and its end: n + 1 offsets, the first 0."""

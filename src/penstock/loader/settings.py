@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from penstock.errors import ConfigError
 from penstock.loader.arguments import LoaderArguments
+from penstock.loader.faults import FaultPolicy
 from penstock.loader.options import LoaderOptions, checked_knob
 from penstock.loader.plan import BatchLimits
 from penstock.loader.sampler import AnySampler, DistributedSampler, RandomSampler, SequentialSampler
@@ -48,6 +49,7 @@ class Settings:
         profile: where tuning starts, or None.
         range: first sample and end, or None for all.
         resume: a state to go on from, or None.
+        faults: what becomes of faulty samples.
         manifest_store_root: where manifests are kept, or None.
         dev_manifest_path: a table to use instead of indexing, or None.
         node_id: who we are, or None.
@@ -65,6 +67,7 @@ class Settings:
     profile: str | None
     range: tuple[int, int] | None
     resume: Mapping[str, Any] | None
+    faults: FaultPolicy
     manifest_store_root: str | None
     dev_manifest_path: str | None
     node_id: str | None
@@ -113,6 +116,7 @@ def settle(
         profile=given.get("profile"),
         range=_range(given),
         resume=given.get("resume"),
+        faults=FaultPolicy.checked(given.get("on_error", "raise"), given.get("max_errors")),
         manifest_store_root=given.get("manifest_store_root"),
         dev_manifest_path=given.get("dev_manifest_path"),
         node_id=given.get("node_id"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from penstock.budget import Charge
+from penstock.loader.faults import Fault, Mended, Tally
 from penstock.loader.plan import Unit
 
 __all__ = ["CostChanged", "Delivery", "PipelineStatistics", "Work"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 class CostChanged(Exception):
@@ -22,26 +22,44 @@ class CostChanged(Exception):
         self.cost_bytes = cost_bytes
 
 
-class Work(Protocol[T_co]):
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[T]):
+    """A result, ready to be handed out, with what it counts for.
+
+    Attributes:
+        result: what a loader's caller gets.
+        positions: of the epoch's order that are done with it.
+        samples: that are in it: fewer, where some were left out.
+        payload_bytes: of these, as they lie in storage.
+        faults: samples that aren't in it though they were planned.
+    """
+
+    result: T
+    positions: int
+    samples: int
+    payload_bytes: int
+    faults: tuple[Fault, ...] = ()
+
+    @classmethod
+    def of(cls, unit: Unit, result: T, mended: Mended | None = None) -> Delivery[T]:
+        """A unit as it was planned, or as it was mended."""
+        if mended is None:
+            return cls(result, len(unit.sample_ids), len(unit.sample_ids), unit.payload_bytes)
+        payload_bytes = int(unit.lengths[mended.rows].sum())
+        return cls(result, len(unit.sample_ids), len(mended.rows), payload_bytes, mended.faults)
+
+
+class Work(Protocol[T]):
     """What is done with a unit."""
 
     def cost_bytes(self, unit: Unit) -> int:
         """All bytes that building and holding the result takes: raw and decoded, charged at once."""
 
-    def build(self, unit: Unit, charge: Charge) -> T_co:
-        """Make the result out of memory of this charge alone.
+    def build(self, unit: Unit, charge: Charge) -> Delivery[T]:
+        """Make the result out of memory of this charge alone, and say what it counts for.
 
         Where there is never more than one builder it may raise CostChanged.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[T]):
-    """A result in order, ready to be handed out, with what it counts for."""
-
-    result: T
-    samples: int
-    payload_bytes: int
 
 
 @dataclass(slots=True)
@@ -51,3 +69,5 @@ class PipelineStatistics:
     delivered_batches: int = 0
     delivered_samples: int = 0
     delivered_bytes: int = 0
+    delivered_positions: int = 0
+    faults: Tally = field(default_factory=Tally)

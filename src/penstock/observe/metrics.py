@@ -24,6 +24,9 @@ _COUNTERS: Final = {
     "delivered_batches_total": "Batches that next() returned",
     "delivered_samples_total": "Samples in them",
     "delivered_bytes_total": "Payload bytes of them, as they lie in storage",
+    "faulty_samples_total": "Samples that were to be in those batches and were faulty",
+    "replaced_samples_total": "Faulty samples with another one in their place",
+    "skipped_samples_total": "Faulty samples without",
     "tune_decisions_total": "Changes that tuning made",
 }
 _GAUGES: Final = {
