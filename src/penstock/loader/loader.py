@@ -299,7 +299,7 @@ class Loader(Generic[T]):
         ``delivered_batches_total``, ``delivered_samples_total``, ``delivered_bytes_total``: what ``next()`` returned.
         ``faulty_samples_total``: samples that were to be in those batches and were faulty, of which
         ``replaced_samples_total`` have another one in their place and ``skipped_samples_total`` have none;
-        ``faulty_samples_by_kind``: how many by class of error.
+        ``faulty_samples_by_kind``, where there are any: a dict, by class of error.
         ``inflight_bytes``: charged now: read ahead, queued, and held by the consumer. ``max_inflight_bytes``: the cap.
         ``ram_high_water_bytes``: the most that was ever charged, at most the cap. ``process_rss_bytes`` and
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
@@ -312,10 +312,11 @@ class Loader(Generic[T]):
         before a resume as well.
         """
         decisions = self._tuner.decisions()
+        kinds = self._delivered.faults.kinds
         counts = None if self._mixture is None else self._course.source_counts(self._state().done_by_all())
         return {
             **self._statistics.read(),
-            "faulty_samples_by_kind": dict(self._delivered.faults.kinds),
+            **({"faulty_samples_by_kind": dict(kinds)} if kinds else {}),
             **({} if decisions is None else {"tune_decisions": decisions}),
             **({} if counts is None else {"source_samples_total": counts}),
         }
