@@ -141,6 +141,14 @@ def test_set_epoch_begins_the_mixture_anew(load):
     assert samples(loader) == expected
 
 
+@pytest.mark.s3
+def test_sources_may_lie_in_different_places(links, tmp_path, s3_root):
+    penstock.pack(links["code"] + "-in", out=f"{s3_root}/code", label_mode="none")
+    mixture = penstock.mix({**links, "code": f"{s3_root}/code"}, seed=3)
+    with penstock.load(mixture, manifest_store_root=str(tmp_path), prefetch_batches=2, shuffle=True) as loader:
+        assert sorted(samples(loader)) == everything()
+
+
 # Going on
 
 

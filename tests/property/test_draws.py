@@ -91,6 +91,7 @@ def test_extreme_weights_neither_overflow_nor_vanish():
     found = AliasTable([1e-300, 1e308, 1e308, 0, 5e-324]).probabilities()
     assert found[1:4].tolist() == pytest.approx([0.5, 0.5, 0])
     assert 0 < found[0] < 2**-31
+    assert AliasTable([1, 3, 1, 3]).probabilities().tolist() == [1 / 8, 3 / 8, 1 / 8, 3 / 8]  # pairs that fit exactly
     assert AliasTable([3]).probabilities().tolist() == [1]
     assert AliasTable([7] * 1000).probabilities().tolist() == [1 / 1000] * 1000
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.dataset.joined import Source
 from penstock.errors import ConfigError, ResumeError
-from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave
+from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave, _divided
 from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import mix, shares_of
 from penstock.loader.order import Remaining, Sequential, Shuffled
@@ -65,6 +65,15 @@ def test_any_position_is_the_place_of_its_sample_and_as_counts_say(shares, posit
         assert before.sum() == position
         for count, share in zip(before.tolist(), shares, strict=True):
             assert abs(count * sum(shares) - position * share) < 3 * sum(shares)
+
+
+@given(by=st.integers(1, 2**49), times=st.integers(1, 2**48), value=st.integers(1, 2**49), more=st.integers(-1, 1))
+def test_division_is_exact_where_float64_alone_is_not(by, times, value, more):
+    near = min(value, 2**50 * by // times)  # a quotient that can be any, and two that are next to a whole number
+    for numbers in ((near, times, by), (value, by, by), (1, by * min(value, 2**61 // by), by)):
+        quotient = (numbers[0] * numbers[1] + more) // numbers[2]
+        assume(0 <= quotient < 2**51)
+        assert _divided(*(np.array([number]) for number in numbers), more).tolist() == [quotient]
 
 
 @given(shares=BIG)

@@ -74,7 +74,7 @@ def begin(
     else:
         assert isinstance(dataset, Joined)
         epoch, whole = _mixed(dataset, mixture, settings, number, saved)
-    begun = Begun() if saved is None else _begun(saved, epoch, settings)
+    begun = Begun() if saved is None else saved.begun(settings.split)
     left = Remaining(whole, begun.done) if begun.done else whole
     return Course(epoch, whole, begun, left, None if settings.split is None else Steps(left.count, settings.split))
 
@@ -102,11 +102,6 @@ def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
         if not 0 <= value <= count:
             raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
     return Epoch(dataset.hash, start, end, settings.sampler.text, settings.seed, number)
-
-
-def _begun(saved: LoaderState, epoch: Epoch, settings: Settings) -> Begun:
-    """Where weights were changed, all that is done is done, be it by one of several workers or not."""
-    return saved.begun(settings.split) if saved.epoch == epoch else Begun(saved.done())
 
 
 def _mixed(

@@ -86,7 +86,7 @@ class Interleave:
             light, whole = self._light[node], self._whole[node]
             passed = _divided(2 * at + 1, light, 2 * (whole - light), -1)  # strata before, for the heavier side
             stratum = np.where(is_light, at, passed)
-            _, place = self._place(stratum, node)
+            place = self._place(stratum, node, light, whole)
             rank = at + stratum
             inside[going] = np.where(is_light, place, rank + (rank >= place))
             nodes[going] = node
@@ -95,14 +95,14 @@ class Interleave:
 
     def _stratum(self, at: Int64Array, node: Int64Array) -> tuple[Int64Array, Int64Array]:
         """The stratum of each position of a node, and where its one position of the lighter side is."""
-        stratum = _divided(2 * at + 1, self._light[node], 2 * self._whole[node], -1)
-        return stratum, self._place(stratum, node)[1]
-
-    def _place(self, stratum: Int64Array, node: Int64Array) -> tuple[Int64Array, Int64Array]:
         light, whole = self._light[node], self._whole[node]
+        stratum = _divided(2 * at + 1, light, 2 * whole, -1)
+        return stratum, self._place(stratum, node, light, whole)
+
+    def _place(self, stratum: Int64Array, node: Int64Array, light: Int64Array, whole: Int64Array) -> Int64Array:
         start, end = (_divided(2 * number, whole, 2 * light, light) for number in (stratum, stratum + 1))
         bits = self._keyed.bits(stratum * len(self._light) + node)
-        return start, start + scaled(bits, (end - start).astype(np.uint64))
+        return start + scaled(bits, (end - start).astype(np.uint64))
 
     def _most_error(self) -> npt.NDArray[np.float64]:
         """By induction: a node's own error in proportion, and less than what a stratum can hold back or give early."""

@@ -155,7 +155,11 @@ class Mixed:
         found = np.empty(len(positions), dtype=np.int64)
         for number, places in grouped(sources):
             source = self.sources[number]
-            passes, inside = np.divmod(indexes[places], source.count)
+            own = indexes[places]
+            if int(own.max()) < source.count:  # as it nearly always is
+                found[places] = self._visit(source, 0).at(own)
+                continue
+            passes, inside = np.divmod(own, source.count)
             for number_of_pass, some in grouped(passes):
                 found[places[some]] = self._visit(source, number_of_pass).at(inside[some])
         return found
