@@ -25,6 +25,7 @@ from penstock.errors import (
     StoreUnavailable,
     TooManyFaults,
 )
+from penstock.loader import RandomSampler
 from penstock.store import open_store
 
 COUNT = 40
@@ -304,6 +305,49 @@ def test_batches_cut_by_bytes_resume_exactly_after_skips(damaged):
     first = delivered([next(loader) for _ in range(3)])
     rest = delivered(damaged.load(**arguments, resume=json.loads(json.dumps(loader.state_dict()))))
     assert first + rest == [(i, data) for i, data in enumerate(damaged.contents) if i not in bad]
+
+
+def test_another_epoch_counts_anew(damaged):
+    damaged.flip(3, 12)
+    loader = damaged.load(on_error="skip", max_errors=2, persistent_workers=True)
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        assert len(delivered(loader)) == COUNT - 2
+        assert loader.stats()["faulty_samples_total"] == 2
+
+
+def test_after_too_many_faults_another_epoch_can_begin(damaged):
+    damaged.flip(0)
+    loader = damaged.load(batch_size_samples=8, on_error="skip", max_errors=0)
+    with pytest.raises(TooManyFaults):
+        next(loader)
+    damaged.flip()
+    loader.set_epoch(1)
+    assert delivered(loader) == list(enumerate(damaged.contents))
+
+
+def test_a_sample_that_is_drawn_often_is_faulty_each_time(damaged):
+    sampler = RandomSampler(replacement=True)
+    planned = [i for i, _ in delivered(damaged.load(sampler=sampler, seed=4))]
+    often = max(planned, key=planned.count)
+    assert planned.count(often) > 1
+    damaged.flip(often)
+    loader = damaged.load(sampler=sampler, seed=4, on_error="skip")
+    assert delivered(loader) == [(i, damaged.contents[i]) for i in planned if i != often]
+    assert loader.stats()["faulty_samples_total"] == planned.count(often)
+
+
+def test_workers_of_a_rank_deliver_its_steps_in_turn(damaged):
+    bad = {0, 1, 2, 3, 17}
+    damaged.flip(*bad)
+    arguments = {"batch_size_samples": 4, "on_error": "skip"}
+    whole = [batch.sample_ids for batch in damaged.load(**arguments)]
+    shares = [
+        [batch.sample_ids for batch in damaged.load(**arguments, worker_id=worker, num_workers_pytorch=3)]
+        for worker in range(3)
+    ]
+    assert whole[0] == []
+    assert [shares[step % 3][step // 3] for step in range(len(whole))] == whole
 
 
 @pytest.fixture(scope="module")
