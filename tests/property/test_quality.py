@@ -65,7 +65,7 @@ def test_a_block_shuffle_is_as_good_as_its_cut_says(block_samples, window_blocks
     # class: (m - 1) / (G m - 1) with G blocks of m samples.
     figures = [shuffle_quality(blocks(block_samples, window_blocks, seed), BATCH).batches for seed in range(20)]
     together = (block_samples - 1) / (window_blocks * block_samples - 1)
-    assert np.mean(figures) == pytest.approx(1 / (1 + (BATCH - 1) * together), rel=0.1)
+    assert np.mean(figures) == pytest.approx(1 / (1 + (BATCH - 1) * together), rel=0.15)
 
 
 def test_labels_say_what_a_batch_should_mix():
