@@ -13,16 +13,20 @@ that it is as likely to be anywhere as every other block.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
-from penstock.dataset.manifest import Manifest
+from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError
-from penstock.loader.order import Int64Array, Permutation, UInt64Array, keys_of, mix
-from penstock.sizes import format_bytes
+from penstock.loader.order import Int64Array, Order, Permutation, Remaining, UInt64Array, keys_of, mix
 
-__all__ = ["BlockShuffled", "Blocks", "blocks_of"]
+__all__ = ["BlockShuffled", "Blocks", "WindowsAt", "blocks_of", "windows_of"]
+
+WindowsAt: TypeAlias = Callable[[Int64Array], Int64Array]
+"""The number of the window that each position is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +42,28 @@ class Blocks:
     window_blocks: int
 
 
-def blocks_of(manifest: Manifest, block_bytes: int, window_bytes: int) -> Blocks:
-    """Blocks and windows of about these bytes, by the manifest's mean sample.
+def blocks_of(samples: Samples, block_bytes: int, window_bytes: int) -> Blocks:
+    """Blocks and windows of about these bytes, by the mean sample of a manifest.
 
     They follow from the manifest and these numbers alone, so every rank and every resume agrees.
 
     Args:
-        manifest: what is shuffled.
+        samples: what is shuffled.
         block_bytes: what one read brings, at least 1.
-        window_bytes: what is shuffled together, at least two blocks.
+        window_bytes: what is shuffled together.
 
     Raises:
-        ConfigError: a window isn't two blocks, or the manifest doesn't say how large its samples are.
+        ConfigError: the manifest doesn't say how large its samples are.
     """
-    if window_bytes < 2 * block_bytes:
+    count, lengths = samples.row_count, np.asarray(samples.length[:])
+    if count and lengths.min() < 0:
         raise ConfigError(
-            f"a window of {window_bytes} bytes ({format_bytes(window_bytes)}) doesn't hold two blocks of {block_bytes} "
-            f"({format_bytes(block_bytes)}), and one alone isn't shuffled with anything; raise window_bytes or lower "
-            "block_bytes"
+            f"a block shuffle needs to know how large samples are; this manifest doesn't say so of "
+            f"{int((lengths < 0).sum())} of {count}. Pack the dataset, or take the random order"
         )
-    if not manifest.has_lengths:
-        raise ConfigError(
-            f"a block shuffle needs to know how large samples are; this manifest says so of {manifest.sized_count} of "
-            f"{manifest.row_count}. Pack the dataset, or take the random order"
-        )
-    samples, total_bytes = manifest.row_count, max(1, int(manifest.length.sum(dtype=np.int64)))
-    block_samples = max(1, (block_bytes * samples + total_bytes // 2) // total_bytes)  # rounded
-    return Blocks(block_samples, max(1, window_bytes * samples // (block_samples * total_bytes)))
+    total_bytes = max(1, int(lengths.sum(dtype=np.int64)))
+    block_samples = max(1, (block_bytes * count + total_bytes // 2) // total_bytes)  # rounded
+    return Blocks(block_samples, max(1, window_bytes * count // (block_samples * total_bytes)))
 
 
 class BlockShuffled:
@@ -138,6 +137,14 @@ class BlockShuffled:
         if self._block_count > 1:
             others = self._blocks.at(others.astype(np.uint64)).astype(np.int64)
         return np.where(is_short, self._block_count - 1, others)
+
+
+def windows_of(order: Order) -> WindowsAt | None:
+    """Where an order, or what is left of it, has its windows; None when it has none."""
+    if isinstance(order, Remaining):
+        whole, windows_at = order.whole, windows_of(order.order)
+        return None if windows_at is None else lambda positions: windows_at(whole(positions))
+    return order.windows_at if isinstance(order, BlockShuffled) else None
 
 
 def _drawn(name: str, count: int) -> int:

@@ -13,7 +13,7 @@ from penstock.errors import ConfigError
 from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import Mixture, shares_of
 from penstock.loader.order import Order, Remaining
-from penstock.loader.sampler import Sampler, WeightedSampler
+from penstock.loader.sampler import AnySampler, BlockSampler, Sampler, WeightedSampler
 from penstock.loader.settings import Settings
 from penstock.loader.split import Steps
 from penstock.loader.state import Begun, Epoch, Intervals, LoaderState
@@ -68,7 +68,7 @@ def begin(
     saved = None if state is None else LoaderState.from_dict(state)
     if mixture is None:
         epoch = _epoch(settings, dataset, number)
-        whole = settings.sampler.order(epoch)
+        whole = _whole(settings.sampler, dataset, epoch)
         if saved is not None:
             saved.require(epoch)
     else:
@@ -77,6 +77,10 @@ def begin(
     begun = Begun() if saved is None else _begun(saved, epoch, settings)
     left = Remaining(whole, begun.done) if begun.done else whole
     return Course(epoch, whole, begun, left, None if settings.split is None else Steps(left.count, settings.split))
+
+
+def _whole(sampler: AnySampler, dataset: Dataset, epoch: Epoch) -> Order:
+    return sampler.order_in(dataset.manifest, epoch) if isinstance(sampler, BlockSampler) else sampler.order(epoch)
 
 
 def check_mixable(settings: Settings) -> None:
@@ -93,6 +97,8 @@ def check_mixable(settings: Settings) -> None:
         raise ConfigError(
             "a WeightedSampler has weights for the samples of one dataset; give the mixture's sources weights"
         )
+    if isinstance(settings.sampler, BlockSampler):
+        raise ConfigError("a BlockSampler reads windows of one dataset; shuffle a mixture with shuffle=True")
 
 
 def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
@@ -112,6 +118,7 @@ def _begun(saved: LoaderState, epoch: Epoch, settings: Settings) -> Begun:
 def _mixed(
     dataset: Joined, mixture: Mixture, settings: Settings, number: int, saved: LoaderState | None
 ) -> tuple[Epoch, Mixed]:
+    assert not isinstance(settings.sampler, BlockSampler)  # see check_mixable
     weights = [source.count for source in dataset.sources] if mixture.weights is None else mixture.weights
     recipe = Recipe(
         hashes=tuple(source.manifest_hash for source in dataset.sources),

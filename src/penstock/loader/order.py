@@ -108,7 +108,7 @@ class Remaining:
     """
 
     def __init__(self, order: Order, done: Sequence[tuple[int, int]]) -> None:
-        self._order = order
+        self.order = order
         starts = np.array([0, *(end for _, end in done)], dtype=np.int64)
         ends = np.array([*(start for start, _ in done), order.count], dtype=np.int64)
         self._starts = starts
@@ -117,7 +117,7 @@ class Remaining:
 
     def at(self, positions: Int64Array) -> Int64Array:
         """The sample ids at these positions of what is left."""
-        return self._order.at(self.whole(positions))
+        return self.order.at(self.whole(positions))
 
     def whole(self, positions: Int64Array) -> Int64Array:
         """Where these positions of what is left are in the whole."""
