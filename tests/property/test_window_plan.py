@@ -1,4 +1,4 @@
-"""Units that share windows: nothing is lost, every window is charged once and in time, and never more than is allowed."""
+"""Units that share windows: nothing is lost, and each window is charged once, in time, with what is allowed."""
 
 from __future__ import annotations
 
