@@ -129,9 +129,7 @@ def test_blocks_and_windows_are_of_about_the_bytes_that_were_given(lengths, bloc
     assert (found.window_blocks + 1) * found.block_samples * mean > times * block - 1
 
 
-def test_a_window_of_less_than_two_blocks_and_unknown_sizes_are_refused():
-    with pytest.raises(ConfigError, match="a window of 100 bytes .* two blocks of 51"):
-        blocks_of(manifest([1, 2]), 51, 100)
+def test_unknown_sizes_are_refused():
     with pytest.raises(ConfigError, match="says so of 1 of 2"):
         blocks_of(manifest([1, -1]), 50, 100)
 
