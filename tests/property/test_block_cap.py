@@ -32,12 +32,19 @@ knobs = given(
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+class Samples(list):
+    """Quiet where a failure is shown."""
+
+    def __repr__(self):
+        return f"{len(self)} samples"
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("block_cap")
     random = np.random.default_rng(4)
     (root / "in").mkdir()
-    samples = []
+    samples = Samples()
     for index, size in enumerate(SIZES):
         samples.append(random.bytes(max(1, size)))
         (root / "in" / f"{index:04d}.bin").write_bytes(samples[-1])
@@ -49,7 +56,7 @@ def costs(link, store, sampler, batch, seed):
     """Of each unit: what its batch takes, and what the windows take that are held for it."""
     found = resolve(link, manifest_store_root=store)
     rows = found.manifest
-    order = sampler.order(Epoch(found.hash, 0, rows.row_count, sampler.text, seed, 0), rows)
+    order = sampler.order_in(rows, Epoch(found.hash, 0, rows.row_count, sampler.text, seed, 0))
     units = plan_units(rows, order, BatchLimits(batch, None, 1 << 40), None, Steps(order.count, Split(batch)))
     shared = share_windows(units, windows_of(order))
     return [(max(LEAST_CHARGE_BYTES, unit.payload_bytes), unit.kept_bytes + unit.begun_bytes) for unit in shared]
@@ -78,7 +85,7 @@ def test_the_cap_that_the_plan_comes_to_is_enough(dataset, batch, block, blocks,
         for delivered in loader:
             found |= {i: bytes(sample) for i, sample in zip(delivered.sample_ids, delivered, strict=True)}
             assert loader.stats()["inflight_bytes"] <= cap
-        assert [found[i] for i in range(len(samples))] == samples
+        assert all(found[i] == sample for i, sample in enumerate(samples))
         assert loader.stats()["ram_high_water_bytes"] <= cap
         del delivered
         assert loader.stats()["inflight_bytes"] == 0

@@ -130,7 +130,7 @@ def test_blocks_and_windows_are_of_about_the_bytes_that_were_given(lengths, bloc
 
 
 def test_unknown_sizes_are_refused():
-    with pytest.raises(ConfigError, match="says so of 1 of 2"):
+    with pytest.raises(ConfigError, match="say so of 1 of 2"):
         blocks_of(manifest([1, -1]), 50, 100)
 
 
