@@ -22,7 +22,7 @@ from penstock.errors import ConfigError, ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.block_order import windows_of
-from penstock.loader.course import Course, begin, check_mixable
+from penstock.loader.course import Course, begin, check_mixable, quality_of
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
@@ -31,6 +31,7 @@ from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import LEAST_CHARGE_BYTES, Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
+from penstock.loader.quality import ShuffleQuality
 from penstock.loader.raw import Reader
 from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, settle
@@ -329,6 +330,20 @@ class Loader(Generic[T]):
             **({} if decisions is None else {"tune_decisions": decisions}),
             **({} if counts is None else {"source_samples_total": counts}),
         }
+
+    def shuffle_quality(self, *, by_label: bool = False) -> ShuffleQuality:
+        """How random this epoch's order is, as numbers: 1 like a true permutation, 0 like ascending ids; milliseconds.
+
+        It is measured on what all ranks take in a step; see ``penstock.loader.quality`` for what the figures mean.
+
+        Args:
+            by_label: judge batches by how well they mix labels. By default it is the ids, as what lies together in a
+                dataset tends to be alike; where it was packed in random order, labels say how random it really is.
+
+        Raises:
+            ConfigError: samples are drawn or mixed and don't come once each, or have no labels.
+        """
+        return quality_of(self._course, self._dataset.manifest, self._settings, by_label=by_label)
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
