@@ -12,6 +12,7 @@ turn; the table has the median and the lowest and highest, out/bench/block_shuff
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ _LEAST_BYTES, _MOST_BYTES = 4 << 10, 100 << 10
 _BATCH = 64
 _CAP = "128MiB"
 _TIMEOUT_S = 600
+_PLANNED, _PLANNED_KIB = 10_000_000, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,27 @@ def show(found: dict[str, dict[str, Any]], payload_bytes: int, delay_ms: float) 
     return table(headers, rows)
 
 
+def plan_table() -> str:
+    """What a dataset of ten million samples would see, from its order alone."""
+    from penstock.loader.block_order import Blocks, BlockShuffled
+    from penstock.loader.order import Shuffled
+    from penstock.loader.quality import shuffle_quality
+
+    key: dict[str, Any] = {"manifest_hash": "", "seed": 1, "epoch": 0}
+    orders: list[tuple[str, str, int, Any]] = [("a sample", "", _PLANNED, Shuffled(0, _PLANNED, **key))]
+    for block_kib, window_mib in itertools.product((128, 512, 2048), (32, 128, 512)):
+        blocks = Blocks(block_kib // _PLANNED_KIB, window_mib * 1024 // block_kib)
+        order = BlockShuffled(0, _PLANNED, blocks, **key)
+        orders.append((f"{block_kib} KiB", f"{window_mib} MiB", -(-_PLANNED // blocks.block_samples), order))
+    rows = []
+    for block, window, requests, order in orders:
+        found = [shuffle_quality(order, step) for step in (64, 256, 2048)]
+        figures = [f"{found[0].neighbours:.2f}", *(f"{each.batches:.2f}" for each in found)]
+        rows.append([block, window or "everything", f"{requests:,}", *figures])
+    headers = ["block", "window", "requests", "neighbours", *(f"batches, steps of {step}" for step in (64, 256, 2048))]
+    return table(headers, rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000)
@@ -208,6 +231,8 @@ def main() -> int:
     print(f"\n{samples:,} samples, {whole[1] / 1e6:.0f} MB, batches of {_BATCH}, median (lowest-highest): {command}")
     print(environment_line(facts))
     print(show(found, whole[1], options.delay_ms))
+    print(f"\n{_PLANNED:,} samples of {_PLANNED_KIB} KiB, from the order alone")
+    print(plan_table())
     contestants = {name: asdict(contestant) for name, contestant in CONTESTANTS.items()}
     document = {"command": command, "environment": facts, "contestants": contestants, "runs": found}
     say(f"\neverything: {write_report('block_shuffle', document)}")

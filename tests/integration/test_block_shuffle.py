@@ -144,6 +144,32 @@ def test_a_folder_that_was_not_packed_is_refused(tmp_path, packed):
         penstock.load(str(tmp_path / "in"), manifest_store_root=str(tmp_path / "store"), sampler=TEN_BLOCKS)
 
 
+def test_a_loader_says_how_random_its_order_is(load):
+    random, ascending = load(sampler="random").shuffle_quality(), load(sampler="sequential").shuffle_quality()
+    blocks = load().shuffle_quality()
+    assert random.value > 0.9 and ascending.value == 0
+    assert 0.1 < blocks.value < random.value
+    ranks = load(rank=1, world_size=2, batch_size_samples=8).shuffle_quality()
+    assert ranks == blocks, "what a step of all ranks holds is what counts"
+    assert load(start_id=100, end_id=300, sampler="random").shuffle_quality().value > 0.9
+    with pytest.raises(ConfigError, match="labels"):
+        load().shuffle_quality(by_label=True)
+    with pytest.raises(ConfigError, match="order is 'replacement'"):
+        load(sampler={"kind": "random", "replacement": True}).shuffle_quality()
+
+
+def test_a_mixture_is_not_read_in_windows(packed, tmp_path):
+    mixture = penstock.mix({"a": str(packed), "b": f"{packed}@refresh"})
+    with pytest.raises(ConfigError, match="BlockSampler"):
+        penstock.load(mixture, sampler=TEN_BLOCKS, manifest_store_root=str(tmp_path / "store"))
+
+
+def test_tuning_moves_builders_and_loses_nothing(load, contents):
+    loader = load(tune=True, batch_size_samples=3)
+    assert sorted(ids(loader)) == list(range(SAMPLES))
+    assert loader.stats()["ram_high_water_bytes"] <= loader.stats()["max_inflight_bytes"]
+
+
 def damage(packed, contents, sample):
     path = packed / "shards" / "shard-00000.tar"
     data = bytearray(path.read_bytes())

@@ -36,8 +36,7 @@ def packed(tmp_path, contents, s3_root):
 def load(tmp_path, packed, s3_proxy):
     def make(**arguments):
         arguments = {"batch_size_samples": 16, "max_inflight_bytes": "12MB"} | arguments
-        loader = penstock.load(packed, manifest_store_root=str(tmp_path / "store"), **arguments)
-        return loader
+        return penstock.load(packed, manifest_store_root=str(tmp_path / "store"), **arguments)
 
     with make():
         pass  # the link is resolved now

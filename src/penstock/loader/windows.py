@@ -10,12 +10,17 @@ import threading
 from functools import partial
 from typing import Final
 
+import numpy as np
+
+from penstock import _core
 from penstock.budget import Charge, Region
 from penstock.errors import ClosedError
 from penstock.loader.crew import Crew
+from penstock.loader.faults import STRICT, Faults
 from penstock.loader.fetch import Fetcher
 from penstock.loader.plan import Share, Unit, Window
 from penstock.loader.raw import Piece
+from penstock.store.base import Buffer
 
 __all__ = ["Windows"]
 
@@ -31,6 +36,7 @@ class _Held:
         self.region = region
         self.users = window.users
         self.is_read = False
+        self.faults = Faults()  # each is the matter of the unit that takes the sample
         self.error: BaseException | None = None
         self._offsets = window.samples.dest_offsets()
 
@@ -69,20 +75,37 @@ class Windows:
                 self._held[window.number] = held
             self._crew.submit(partial(self._read, window.number))
 
+    def fetch(self, unit: Unit, dest: Buffer, faults: Faults = STRICT) -> None:
+        """Copy all samples of a unit out of their windows, in delivery order, when these are read; it is done then.
+
+        Args:
+            unit: with its shares.
+            dest: where to: writable, ``unit.payload_bytes`` bytes.
+            faults: as in ``Fetcher.fetch``, which raises the same.
+
+        Raises:
+            ClosedError: the loader was closed meanwhile.
+        """
+        dest_offsets = unit.dest_offsets()
+        for piece in self._pieces(unit, faults):
+            rows = np.argsort(piece.offsets, kind="stable")  # the core copies out of ascending ranges
+            places = dest_offsets[piece.first : piece.end][rows]
+            _core.scatter(piece.data, 0, piece.offsets[rows], piece.lengths[rows], dest, places)
+        self.done(unit)
+
     def cost_bytes(self, unit: Unit) -> int:
         """Nothing: windows have charges of their own."""
         del unit
         return 0
 
-    def pieces(self, unit: Unit, charge: Charge) -> list[Piece]:
-        """Wait until all that a unit takes from is read, and show it.
-
-        Raises:
-            ClosedError: the loader was closed meanwhile.
-            PenstockError: what the fetcher raised when it read a window.
-        """
+    def pieces(self, unit: Unit, charge: Charge, faults: Faults) -> list[Piece]:
+        """Show a unit its samples where they lie, when they are read; see ``fetch``. Ends with ``done``."""
         del charge
-        return [self._wait_for(share.window.number).piece(share) for share in unit.shares]
+        return self._pieces(unit, faults)
+
+    def name(self, unit: Unit, faults: Faults) -> None:
+        """See ``Fetcher``."""
+        self._fetcher.name(unit, faults)
 
     def done(self, unit: Unit) -> None:
         """A unit is built and needs its windows no more; with the last one a window goes."""
@@ -108,6 +131,14 @@ class Windows:
         self.cancel()
         self._crew.join(_JOIN_S)
 
+    def _pieces(self, unit: Unit, faults: Faults) -> list[Piece]:
+        held = [self._wait_for(share.window.number) for share in unit.shares]
+        for window, share in zip(held, unit.shares, strict=True):
+            for row, place in enumerate(share.places.tolist() if len(window.faults) else ()):
+                if place in window.faults:
+                    faults.add(share.first + row, window.faults.errors[place])
+        return [window.piece(share) for window, share in zip(held, unit.shares, strict=True)]
+
     def _wait_for(self, number: int) -> _Held:
         with self._changed:
             while not self._cancelled:
@@ -125,7 +156,7 @@ class Windows:
         if held is None:
             return  # cancelled
         try:
-            self._fetcher.fetch(held.samples, memoryview(held.region))
+            self._fetcher.fetch(held.samples, memoryview(held.region), held.faults)
         except BaseException as error:
             held.error = error
         with self._changed:
