@@ -170,26 +170,41 @@ def test_tuning_moves_builders_and_loses_nothing(load, contents):
     assert loader.stats()["ram_high_water_bytes"] <= loader.stats()["max_inflight_bytes"]
 
 
-def damage(packed, contents, sample):
+def damage(packed, contents, *samples):
     path = packed / "shards" / "shard-00000.tar"
     data = bytearray(path.read_bytes())
-    data[data.index(contents[sample]) + 10] ^= 1
+    for sample in samples:
+        data[data.index(contents[sample]) + 10] ^= 1
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_damage_is_an_error_of_the_first_batch_of_its_window(load, packed, contents, prefetch):
+def test_damage_is_an_error_of_the_batch_that_it_is_in(load, packed, contents, prefetch):
     expected = ids(load())
     damage(packed, contents, expected[250])
     loader, found = load(prefetch_batches=prefetch, batch_size_samples=20), []
     with pytest.raises(ShardCorrupt, match=f"sample {expected[250]} "):
         for batch in loader:
             found += batch.sample_ids
-    assert found == expected[:200], "windows before are whole"
+    assert found == expected[:240], "batches before come whole, those of the same window as well"
     assert next(loader, None) is None
     del batch
     gc.collect()  # the error's frames
     assert loader.stats()["inflight_bytes"] == 0
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_damaged_samples_are_left_out_where_that_is_borne(load, packed, contents, prefetch):
+    expected = ids(load())
+    bad = [expected[place] for place in (3, 104, 105, 399)]
+    damage(packed, contents, *bad)
+    loader, found = load(prefetch_batches=prefetch, on_error="skip"), {}
+    for batch in loader:
+        found |= {i: bytes(sample) for i, sample in zip(batch.sample_ids, batch, strict=True)}
+    assert list(found) == [sample for sample in expected if sample not in bad]
+    assert all(contents[i] == sample for i, sample in found.items())
+    assert loader.stats()["faulty_samples_total"] == 4
+    assert len(ids(load(prefetch_batches=prefetch, on_error="replace"))) == SAMPLES
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
@@ -210,7 +225,7 @@ def test_closing_anywhere_leaves_no_thread_and_no_charge(load, prefetch, taken):
 def test_closing_while_a_window_is_read_wakes_whoever_waits_for_it(load, monkeypatch):
     reading, go_on = threading.Event(), threading.Event()
 
-    def stuck(fetcher, unit, dest):
+    def stuck(fetcher, unit, dest, faults):
         reading.set()
         go_on.wait(30)
 
@@ -247,35 +262,39 @@ def test_a_dropped_loader_stops_its_threads(load, packed, tmp_path):
         assert not thread.is_alive(), thread.name
 
 
-@pytest.mark.parametrize("arguments", [{"resize_hw": (12, 10)}, {}])
-def test_images_are_decoded_out_of_windows(tmp_path, arguments):
-    pytest.importorskip("torch")
+@pytest.fixture
+def photographs(tmp_path):
+    """60 pictures, each with a label of its own to know it by; 7 and 31 can't be decoded."""
     image = pytest.importorskip("PIL.Image")
-    random, files = np.random.default_rng(2), 60
-    for index in range(files):
+    pytest.importorskip("torch")
+    random = np.random.default_rng(2)
+    for index in range(60):
         picture = image.fromarray(random.integers(0, 255, (24, 20, 3), dtype=np.uint8))
         out = io.BytesIO()
         picture.save(out, format="PNG" if index % 5 == 0 else "JPEG")
-        folder = tmp_path / "in" / f"{index:03d}"  # a label for each, to know it by
+        folder = tmp_path / "in" / f"{index:03d}"
         folder.mkdir(parents=True)
-        (folder / "a.jpg").write_bytes(out.getvalue())
+        (folder / "a.jpg").write_bytes(bytes(900) if index in (7, 31) else out.getvalue())
     penstock.pack_dir(tmp_path / "in", out=str(tmp_path / "out"), label_mode="imagefolder")
 
-    def pixels(**more):
-        loader = penstock.vision.ImageFolderLoader(
-            str(tmp_path / "out"), manifest_store_root=str(tmp_path / "store"), dtype="uint8", **arguments, **more
-        )
-        with loader:
-            found = [
-                (int(label), image.numpy().tobytes())
-                for images, labels in loader
-                for image, label in zip(images, labels)
-            ]
-        assert loader.stats()["ram_high_water_bytes"] <= loader.stats()["max_inflight_bytes"]
-        return found
+    def pixels(**arguments):
+        arguments = {"dtype": "uint8", "on_error": "skip", "manifest_store_root": str(tmp_path / "store")} | arguments
+        with penstock.vision.ImageFolderLoader(str(tmp_path / "out"), **arguments) as loader:
+            pairs = [pair for images, labels in loader for pair in zip(labels.tolist(), images.numpy(), strict=True)]
+            stats = loader.stats()
+        assert stats["ram_high_water_bytes"] <= stats["max_inflight_bytes"]
+        return [(label, pixels.tobytes()) for label, pixels in pairs]
 
-    expected = dict(pixels())
-    for prefetch in (1, 3):
-        found = pixels(sampler=BlockSampler("3KB", "15KB"), batch_size_samples=7, prefetch_batches=prefetch)
-        assert [label for label, _ in found] != sorted(label for label, _ in found)
-        assert len(found) == files and dict(found) == expected
+    return pixels
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize("arguments", [{"resize_hw": (12, 10)}, {}])
+def test_images_are_decoded_out_of_windows(photographs, arguments, prefetch):
+    expected = dict(photographs(**arguments))
+    assert len(expected) == 58
+    found = photographs(
+        sampler=BlockSampler("3KB", "15KB"), batch_size_samples=7, prefetch_batches=prefetch, **arguments
+    )
+    assert [label for label, _ in found] != sorted(label for label, _ in found)
+    assert len(found) == 58 and dict(found) == expected
