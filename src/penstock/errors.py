@@ -205,7 +205,7 @@ class TooManyFaults(DataError):
         max_errors: how many were allowed.
     """
 
-    def __init__(self, message: str, *, count: int, max_errors: int) -> None:
+    def __init__(self, message: str, *, count: int = 0, max_errors: int = 0) -> None:
         super().__init__(message)
         self.count = count
         self.max_errors = max_errors

@@ -30,13 +30,13 @@ from penstock.loader.decode import (
     PixelType,
 )
 from penstock.loader.faults import FaultPolicy, Faults, rearrange
-from penstock.loader.fetch import Fetcher
 from penstock.loader.loader import Loader
 from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions, MemoryFormat
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
 from penstock.loader.profiles import Threads
+from penstock.loader.raw import OwnBytes, RawBytes
 from penstock.loader.settings import defaults, settle
 from penstock.loader.work import CostChanged, Delivery, Work
 from penstock.observe.stages import StageClock
@@ -180,7 +180,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
     def _work(self) -> Work[tuple[torch.Tensor, torch.Tensor]]:
         randomness = Randomness(self.manifest_hash, self._course.epoch.seed, self.epoch)
         return _DecodeImages(
-            self._fetcher,
+            self._windows or OwnBytes(self._fetcher),
             self._settings.faults,
             self._decoder,
             self._transform,
@@ -209,7 +209,7 @@ class _DecodeImages:
 
     def __init__(
         self,
-        fetcher: Fetcher,
+        raw: RawBytes,
         policy: FaultPolicy,
         decoder: Decoder,
         transform: ImageTransform,
@@ -218,7 +218,7 @@ class _DecodeImages:
         form: PixelFormat,
         clock: StageClock,
     ) -> None:
-        self._fetcher = fetcher
+        self._raw = raw
         self._policy = policy
         self._decoder = decoder
         self._transform = transform
@@ -228,7 +228,7 @@ class _DecodeImages:
         self._hw = transform.out_hw or (0, 0)  # without one: of the last batch, the best guess for the next
 
     def cost_bytes(self, unit: Unit) -> int:
-        return unit.payload_bytes + self._form.bytes(len(unit.sample_ids), self._hw)
+        return self._raw.cost_bytes(unit) + self._form.bytes(len(unit.sample_ids), self._hw)
 
     def build(self, unit: Unit, charge: Charge) -> Delivery[tuple[torch.Tensor, torch.Tensor]]:
         _labels_of(unit)
@@ -236,25 +236,34 @@ class _DecodeImages:
         pixels_charge = charge.split(self._form.bytes(count, hw))
         # What lives longer is placed first: the gaps that raw bytes leave between pixels then fit the next raw bytes.
         flat: npt.NDArray[Any] = np.frombuffer(memoryview(pixels_charge.region()), dtype=self._form.dtype)
-        raw = memoryview(charge.region())
         faults = self._policy.faults()
-        self._fetcher.fetch(unit, raw, faults)
+        pieces = self._raw.pieces(unit, charge, faults)
         started = time.monotonic()
-        encoded = Encoded(raw, unit.dest_offsets()[:-1], unit.lengths, unit.sample_ids, unit.index, faults)
-        sizes = self._decoder.sizes(encoded)
+        files = [
+            Encoded(
+                piece.data,
+                piece.offsets,
+                piece.lengths,
+                unit.sample_ids[piece.first : piece.end],
+                turn=unit.index,
+                faults=faults.of_rows(piece.first, piece.end),
+            )
+            for piece in pieces
+        ]
+        sizes = np.concatenate([self._decoder.sizes(some) for some in files])
         if self._transform.out_hw is None:
             actual = _common_size(unit.index, np.delete(sizes, faults.rows(), axis=0)) or hw
             if actual != hw:
                 self._hw = actual
                 raise CostChanged(self.cost_bytes(unit))
-        picture = Picture(
-            windows=self._transform.windows(sizes, unit.sample_ids, self._randomness),
-            flips=self._transform.flips(unit.sample_ids, self._randomness),
-            out_hw=hw,
-        )
+        windows = self._transform.windows(sizes, unit.sample_ids, self._randomness)
+        flips = self._transform.flips(unit.sample_ids, self._randomness)
         pixels = flat.reshape(self._form.shape(count, hw))
-        self._decoder.decode(encoded, picture, pixels, self._form)
+        for piece, some in zip(pieces, files, strict=True):
+            rows = slice(piece.first, piece.end)
+            self._decoder.decode(some, Picture(windows[rows], flips[rows], hw), pixels[rows], self._form)
         delivery = self._delivery(unit, pixels, faults)
+        self._raw.done(unit)
         self._clock.record("decode", unit.index, started)
         return delivery
 
@@ -264,7 +273,7 @@ class _DecodeImages:
         """The pictures that are sound, with their labels."""
         mended = None
         if len(faults):
-            self._fetcher.name(unit, faults)
+            self._raw.name(unit, faults)
             count = len(unit.sample_ids)
             mended = self._policy.mend(unit, faults, np.zeros(count, dtype=np.int64))  # any picture fits any place
             rearrange(pixels, mended.rows, np.arange(count), np.ones(count, dtype=np.int64))

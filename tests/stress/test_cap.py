@@ -140,3 +140,28 @@ def test_decoded_bytes_count_as_well(photographs, how, arguments):
     assert outcome["samples"] == IMAGE_COUNT
     assert outcome["payload"] == IMAGE_COUNT * 3 * SIDE * SIDE * 4 > 10 * IMAGE_CAP
     assert IMAGE_CAP // 3 <= outcome["high_water"] <= IMAGE_CAP
+
+
+BLOCKS = {"kind": "block", "block_bytes": "200KB", "window_bytes": "1600KB"}
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"), [("fast", {"prefetch_batches": 4}), ("slow", {}), ("bursty", {"batch_size_samples": 1})]
+)
+def test_windows_of_a_block_shuffle_count_as_well(photographs, how, arguments):
+    cap = 6 << 20  # two windows of 1.6 MB, two batches of 16, and what is read ahead
+    arguments = {"batch_size_samples": 16, "sampler": BLOCKS} | arguments
+    done = run_in_cgroup(photographs, how, cap=cap, **arguments)
+    assert done.returncode == 0, f"exit {done.returncode} (-9 is the OOM killer)\n{done.stderr}"
+    outcome = json.loads(done.stdout)
+    assert outcome["samples"] == IMAGE_COUNT and outcome["payload"] > 4 * cap
+    assert cap // 2 <= outcome["high_water"] <= cap
+
+
+def test_images_out_of_windows_stay_within_the_cap(photographs):
+    arguments = {"batch_size_samples": 16, "prefetch_batches": 2, "dtype": "float32", "sampler": BLOCKS}
+    done = run_in_cgroup(photographs, "fast", cap=IMAGE_CAP, images=True, resize_hw=(SIDE, SIDE), **arguments)
+    assert done.returncode == 0, f"exit {done.returncode} (-9 is the OOM killer)\n{done.stderr}"
+    outcome = json.loads(done.stdout)
+    assert outcome["samples"] == IMAGE_COUNT
+    assert IMAGE_CAP // 3 <= outcome["high_water"] <= IMAGE_CAP

@@ -10,12 +10,13 @@ from penstock.loader.batch import Batch
 from penstock.loader.loader import DataLoader, load
 from penstock.loader.mixture import Mixture, mix
 from penstock.loader.options import AsyncPool, LoaderOptions
-from penstock.loader.sampler import DistributedSampler, RandomSampler, SequentialSampler, WeightedSampler
+from penstock.loader.sampler import BlockSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedSampler
 from penstock.loader.state import merge_states
 
 __all__ = [
     "AsyncPool",
     "Batch",
+    "BlockSampler",
     "DataLoader",
     "DistributedSampler",
     "LoaderOptions",

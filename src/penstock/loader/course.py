@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from penstock.dataset.joined import Dataset, Joined, Source
+from penstock.dataset.joined import Dataset, Joined, Samples, Source
 from penstock.errors import ConfigError
+from penstock.loader.block_order import BlockShuffled
 from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import Mixture, shares_of
-from penstock.loader.order import Order, Remaining
-from penstock.loader.sampler import Sampler, WeightedSampler
+from penstock.loader.order import Order, Remaining, Sequential, Shuffled
+from penstock.loader.quality import ShuffleQuality, shuffle_quality
+from penstock.loader.sampler import AnySampler, BlockSampler, Sampler, WeightedSampler
 from penstock.loader.settings import Settings
 from penstock.loader.split import Steps
 from penstock.loader.state import Begun, Epoch, Intervals, LoaderState
 
-__all__ = ["Course", "begin", "check_mixable"]
+__all__ = ["Course", "begin", "check_mixable", "quality_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def begin(
     saved = None if state is None else LoaderState.from_dict(state)
     if mixture is None:
         epoch = _epoch(settings, dataset, number)
-        whole = settings.sampler.order(epoch)
+        whole = _whole(settings.sampler, dataset, epoch)
         if saved is not None:
             saved.require(epoch)
     else:
@@ -77,6 +79,29 @@ def begin(
     begun = Begun() if saved is None else saved.begun(settings.split)
     left = Remaining(whole, begun.done) if begun.done else whole
     return Course(epoch, whole, begun, left, None if settings.split is None else Steps(left.count, settings.split))
+
+
+def _whole(sampler: AnySampler, dataset: Dataset, epoch: Epoch) -> Order:
+    return sampler.order_in(dataset.manifest, epoch) if isinstance(sampler, BlockSampler) else sampler.order(epoch)
+
+
+def quality_of(course: Course, samples: Samples, settings: Settings, *, by_label: bool) -> ShuffleQuality:
+    """How random the order of an epoch is; see ``Loader.shuffle_quality``.
+
+    Raises:
+        ConfigError: samples don't come once each, or there are no labels.
+    """
+    if not isinstance(course.whole, Sequential | Shuffled | BlockShuffled):
+        raise ConfigError(
+            f"the order is {course.epoch.order!r}, which doesn't visit every sample once, so there is no permutation "
+            "to compare it with; ask loaders whose order is sequential, random or block"
+        )
+    first, split = course.epoch.start_id, settings.split
+    labels = np.asarray(samples.label_id[first : course.epoch.end_id]) if by_label else None
+    if labels is not None and (not labels.size or labels.min() < 0):
+        raise ConfigError("not all samples have labels; leave by_label False")
+    together = settings.limits.samples if split is None else split.step
+    return shuffle_quality(course.whole, together, first=first, labels=labels)
 
 
 def check_mixable(settings: Settings) -> None:
@@ -93,6 +118,8 @@ def check_mixable(settings: Settings) -> None:
         raise ConfigError(
             "a WeightedSampler has weights for the samples of one dataset; give the mixture's sources weights"
         )
+    if isinstance(settings.sampler, BlockSampler):
+        raise ConfigError("a BlockSampler reads windows of one dataset; shuffle a mixture with shuffle=True")
 
 
 def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
@@ -107,6 +134,7 @@ def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
 def _mixed(
     dataset: Joined, mixture: Mixture, settings: Settings, number: int, saved: LoaderState | None
 ) -> tuple[Epoch, Mixed]:
+    assert not isinstance(settings.sampler, BlockSampler)  # see check_mixable
     weights = [source.count for source in dataset.sources] if mixture.weights is None else mixture.weights
     recipe = Recipe(
         hashes=tuple(source.manifest_hash for source in dataset.sources),

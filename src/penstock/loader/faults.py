@@ -57,6 +57,10 @@ class Faults:
             raise error
         self.add(row, error)
 
+    def of_rows(self, first: int, end: int) -> Faults:
+        """Those of the rows ``[first, end)``, counted from ``first``; what is added there is added here."""
+        return _FaultsOfRows(self, first, end)
+
     def __contains__(self, row: object) -> bool:
         return row in self.errors
 
@@ -66,6 +70,20 @@ class Faults:
     def rows(self) -> list[int]:
         """Rows that are faulty, ascending."""
         return sorted(self.errors)
+
+
+class _FaultsOfRows(Faults):
+    """See ``Faults.of_rows``."""
+
+    def __init__(self, whole: Faults, first: int, end: int) -> None:
+        super().__init__(strict=whole.strict)
+        self._whole, self._first = whole, first
+        self.errors = {row - first: error for row, error in whole.errors.items() if first <= row < end}
+
+    def add(self, row: int, error: SampleError) -> None:
+        """See ``Faults``."""
+        self._whole.add(row + self._first, error)
+        super().add(row, error)
 
 
 STRICT = Faults(strict=True)

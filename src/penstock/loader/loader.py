@@ -21,21 +21,26 @@ from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ConfigError, ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
-from penstock.loader.course import Course, begin, check_mixable
+from penstock.loader.block_order import windows_of
+from penstock.loader.course import Course, begin, check_mixable, quality_of
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
 from penstock.loader.options import LoaderOptions
 from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import Pipeline
-from penstock.loader.plan import Unit, plan_units
+from penstock.loader.plan import LEAST_CHARGE_BYTES, Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
+from penstock.loader.quality import ShuffleQuality
+from penstock.loader.raw import Reader
 from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, settle
 from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
+from penstock.loader.window_plan import share_windows
+from penstock.loader.windows import Windows
 from penstock.loader.work import Delivery, PipelineStatistics, Work
 from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
@@ -51,7 +56,6 @@ T = TypeVar("T")
 _log = logging.getLogger("penstock")
 
 _DEFAULT_STALL_TIMEOUT_S = 300
-_LEAST_CHARGE_BYTES = 64  # what the smallest region takes in the arena: charged, so that many of them stay in the cap
 
 
 class Loader(Generic[T]):
@@ -71,7 +75,7 @@ class Loader(Generic[T]):
             queue=settings.queue,
             threads=self._threads(),
             side_by_side=self._side_by_side(),
-            cap_bytes=settings.cap_bytes,
+            cap_bytes=settings.cap_bytes - settings.windows_bytes,
             rss_limit_bytes=self._rss.limit_bytes,
         )
         self._mixture = dataset_link if isinstance(dataset_link, Mixture) else None
@@ -93,6 +97,9 @@ class Loader(Generic[T]):
         self._clock = self._resources.enter_context(closing(StageClock()))
         reading = Reading.of(self._settings.options)
         self._fetcher = self._resources.enter_context(closing(Fetcher(self._dataset, self._clock, reading)))
+        self._windows = None
+        if windows_of(self._course.left) is not None:
+            self._windows = self._resources.enter_context(closing(Windows(self._fetcher)))
         self._write_trace(trace)
         self._delivered = PipelineStatistics()
         subject = (type(self).__name__, self.manifest_hash, self._settings.limits, self._settings.cap_bytes)
@@ -122,6 +129,8 @@ class Loader(Generic[T]):
             first_step=self._course.begun.steps,
             together=options.collate_buffer_size,
         )
+        if (windows_at := windows_of(self._course.left)) is not None:
+            units = share_windows(units, windows_at)
         pipeline = Pipeline(
             units,
             self._work(),
@@ -130,11 +139,12 @@ class Loader(Generic[T]):
             most_builders=self._tuner.most_prefetch,
             first_alone="://" not in self._dataset.base,  # requests to a store wait more than they compute
             depth=knobs.queue,
-            cancel=self._fetcher.cancel,
+            cancel=self._fetcher.cancel if self._windows is None else self._windows.cancel,
             release=self._resources.close,
             stall_timeout_s=options.timeout_seconds or config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
             clock=self._clock,
             statistics=self._delivered,
+            shared=self._windows,
         )
         self._tuner.attach(partial(_turn, pipeline, set_threads), pipeline.recent_bytes)
         return pipeline
@@ -321,6 +331,20 @@ class Loader(Generic[T]):
             **({} if counts is None else {"source_samples_total": counts}),
         }
 
+    def shuffle_quality(self, *, by_label: bool = False) -> ShuffleQuality:
+        """How random this epoch's order is, as numbers: 1 like a true permutation, 0 like ascending ids; milliseconds.
+
+        It is measured on what all ranks take in a step; see ``penstock.loader.quality`` for what the figures mean.
+
+        Args:
+            by_label: judge batches by how well they mix labels. By default it is the ids, as what lies together in a
+                dataset tends to be alike; where it was packed in random order, labels say how random it really is.
+
+        Raises:
+            ConfigError: samples are drawn or mixed and don't come once each, or have no labels.
+        """
+        return quality_of(self._course, self._dataset.manifest, self._settings, by_label=by_label)
+
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write what each batch goes through from now on to a file that Perfetto (ui.perfetto.dev) opens.
 
@@ -411,7 +435,7 @@ class DataLoader(Loader[Batch]):
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
-        return _ReadBytes(self._fetcher, self._settings.faults, self._budget.total_bytes)
+        return _ReadBytes(self._windows or self._fetcher, self._settings.faults, self._budget.total_bytes)
 
 
 def load(
@@ -450,22 +474,22 @@ def _turn(pipeline: Pipeline[Any], set_threads: Callable[[int], None], knobs: Kn
 class _ReadBytes:
     """The work of a DataLoader: the payload, as it lies in storage."""
 
-    def __init__(self, fetcher: Fetcher, policy: FaultPolicy, cap_bytes: int) -> None:
-        self._fetcher = fetcher
+    def __init__(self, reader: Reader, policy: FaultPolicy, cap_bytes: int) -> None:
+        self._reader = reader
         self._policy = policy
         self._cap_bytes = cap_bytes
 
     def cost_bytes(self, unit: Unit) -> int:
-        return min(self._cap_bytes, max(_LEAST_CHARGE_BYTES, unit.payload_bytes))
+        return min(self._cap_bytes, max(LEAST_CHARGE_BYTES, unit.payload_bytes))
 
     def build(self, unit: Unit, charge: Charge) -> Delivery[Batch]:
         rounding = charge.split(charge.size_bytes - unit.payload_bytes)
         region = charge.region()
         faults = self._policy.faults()
-        self._fetcher.fetch(unit, memoryview(region), faults)
+        self._reader.fetch(unit, memoryview(region), faults)
         if not len(faults):
             return Delivery.of(unit, Batch(unit, region, rounding))
-        self._fetcher.name(unit, faults)
+        self._reader.name(unit, faults)
         mended = self._policy.mend(unit, faults, unit.lengths)
         rearrange(memoryview(region), mended.rows, unit.dest_offsets(), unit.lengths)
         return Delivery.of(unit, Batch(unit.take(mended.rows), region, rounding), mended)

@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64Array", "Order", "Remaining", "Sequential", "Shuffled", "UInt64Array", "mix"]
+__all__ = ["Int64Array", "Order", "Permutation", "Remaining", "Sequential", "Shuffled", "UInt64Array", "keys_of", "mix"]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -54,25 +54,41 @@ class Shuffled:
     def __init__(self, first: int, count: int, *, manifest_hash: str, seed: int, epoch: int) -> None:
         self.count = count
         self._first = first
-        rows = max(1, math.isqrt(max(0, count - 1)) + 1)
-        self._rows, self._columns = np.uint64(rows), np.uint64(max(1, -(-count // rows)))
-        digest = hashlib.shake_256(f"penstock order {manifest_hash} {seed} {epoch}".encode())
-        self._keys = np.frombuffer(digest.digest(8 * _ROUNDS), dtype="<u8").astype(np.uint64)
+        self._permutation = Permutation(count, keys_of(f"penstock order {manifest_hash} {seed} {epoch}"))
 
     def at(self, positions: Int64Array) -> Int64Array:
         """The sample ids at these positions."""
-        ids = self._permute(positions.astype(np.uint64))
-        outside = np.flatnonzero(ids >= self.count)
-        while outside.size:  # less than one in the square root of the count
-            ids[outside] = self._permute(ids[outside])
-            outside = outside[ids[outside] >= self.count]
-        return ids.astype(np.int64) + self._first
+        return self._permutation.at(positions.astype(np.uint64)).astype(np.int64) + self._first
 
-    def _permute(self, values: UInt64Array) -> UInt64Array:
+
+class Permutation:
+    """A keyed permutation of ``[0, count)``; of another key for each tweak.
+
+    Args:
+        count: of the numbers that are permuted.
+        keys: what ``keys_of`` gives.
+    """
+
+    def __init__(self, count: int, keys: UInt64Array) -> None:
+        self._count = count
+        rows = max(1, math.isqrt(max(0, count - 1)) + 1)
+        self._rows, self._columns = np.uint64(rows), np.uint64(max(1, -(-count // rows)))
+        self._keys = keys
+
+    def at(self, places: UInt64Array, tweaks: UInt64Array | None = None) -> UInt64Array:
+        """The numbers at these places; with tweaks, each place's is of the permutation that its tweak picks."""
+        found = self._once(places, tweaks)
+        outside = np.flatnonzero(found >= self._count)
+        while outside.size:  # less than one in the square root of the count
+            found[outside] = self._once(found[outside], None if tweaks is None else tweaks[outside])
+            outside = outside[found[outside] >= self._count]
+        return found
+
+    def _once(self, values: UInt64Array, tweaks: UInt64Array | None) -> UInt64Array:
         right, left = np.divmod(values, self._rows)
         size, other = self._rows, self._columns
         for key in self._keys:
-            mixed = mix(right ^ key)
+            mixed = mix(right ^ key if tweaks is None else right ^ key ^ tweaks)
             mixed >>= _HALF  # 32 bits are enough to be uniform over what is at most the root of the count
             mixed *= size
             mixed >>= _HALF
@@ -92,7 +108,7 @@ class Remaining:
     """
 
     def __init__(self, order: Order, done: Sequence[tuple[int, int]]) -> None:
-        self._order = order
+        self.order = order
         starts = np.array([0, *(end for _, end in done)], dtype=np.int64)
         ends = np.array([*(start for start, _ in done), order.count], dtype=np.int64)
         self._starts = starts
@@ -101,7 +117,7 @@ class Remaining:
 
     def at(self, positions: Int64Array) -> Int64Array:
         """The sample ids at these positions of what is left."""
-        return self._order.at(self.whole(positions))
+        return self.order.at(self.whole(positions))
 
     def whole(self, positions: Int64Array) -> Int64Array:
         """Where these positions of what is left are in the whole."""
@@ -130,3 +146,9 @@ def mix(values: UInt64Array) -> UInt64Array:
     values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
+
+
+def keys_of(what: str) -> UInt64Array:
+    """The keys of a permutation, as many as it has rounds, out of a text that names it."""
+    digest = hashlib.shake_256(what.encode()).digest(8 * _ROUNDS)
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

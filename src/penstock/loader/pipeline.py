@@ -24,7 +24,7 @@ from penstock.budget import Budget, Charge
 from penstock.errors import BudgetHeld, ClosedError, DeadlineExceeded, UnitTooLarge
 from penstock.loader.crew import Crew
 from penstock.loader.plan import Unit
-from penstock.loader.work import CostChanged, Delivery, PipelineStatistics, Work
+from penstock.loader.work import CostChanged, Delivery, PipelineStatistics, Shared, Work
 from penstock.observe.stages import StageClock
 from penstock.sizes import format_bytes
 
@@ -64,6 +64,7 @@ class Pipeline(Generic[T]):
         stall_timeout_s: how long ``next()`` waits for a batch before it raises DeadlineExceeded.
         clock: is told how long each batch was in which stage; the pipeline's own by default.
         statistics: what whoever hands results out counts in; the same.
+        shared: memory that units share, where they do.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class Pipeline(Generic[T]):
         statistics: PipelineStatistics | None = None,
         most_builders: int = 1,
         first_alone: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         self._units = units
         self._work = work
         self._budget = budget
+        self._shared = shared
         self._builders = builders
         self._depth = depth
         self._cancel = cancel
@@ -152,22 +155,27 @@ class Pipeline(Generic[T]):
 
     def _head(self, started: float) -> _Slot[T]:
         """Wait until the next batch in order is there."""
+        hungry_since: float | None = None
         while True:
             self.check_usable()
             if self._slots and self._slots[0][1].done():
                 return self._slots[0]
             if not self._slots and self._finished:
                 self._end()
-            waited_s = time.monotonic() - started
+            now = time.monotonic()
+            waited_s = now - started
             if waited_s > self._stall_timeout_s:
                 raise DeadlineExceeded(
                     f"no batch within {self._stall_timeout_s:g} s: {self._waiting_for()}; "
                     "raise PENSTOCK_STALL_TIMEOUT_S if the source is that slow"
                 )
             if self._reserving and not self._slots:
-                self._check_held(waited_s)
+                hungry_since = hungry_since or now
+                if now - hungry_since >= _HELD_POLL_S:  # a thread of ours that is done may still be letting go
+                    self._check_held(waited_s)
                 self._changed.wait(_HELD_POLL_S)
             else:
+                hungry_since = None
                 self._changed.wait(_SLICE_S)
 
     def check_usable(self) -> None:
@@ -190,15 +198,18 @@ class Pipeline(Generic[T]):
         if waited_s < _HELD_GRACE_S and _user_threads():
             return  # one of them may be about to drop a batch: that is back-pressure, not an error
         gc.collect()  # batches in dead reference cycles are held by nobody
-        needed, held, total = self._budget.waiting_bytes, self._budget.charged_bytes, self._budget.total_bytes
+        needed, total = self._budget.waiting_bytes, self._budget.total_bytes
+        ours = self._shared.held_bytes if self._shared is not None else 0
+        held = self._budget.charged_bytes - ours
         if not needed:
             return
+        beside = f", and {ours} ({format_bytes(ours)}) are held for the windows of its shuffle" if ours else ""
         raise BudgetHeld(
             f"the next batch needs {needed} bytes ({format_bytes(needed)}), but this program still holds {held} of the "
             f"{total} bytes ({format_bytes(held)} of {format_bytes(total)}) of max_inflight_bytes in batches, "
-            "tensors or views that it took from the loader. Let go of them before next() (a loop variable holds its "
-            "batch until the next one is bound: `del batch`, or batch.release()), copy what must stay, or raise "
-            "max_inflight_bytes to at least two batches",
+            f"tensors or views that it took from the loader{beside}. Let go of them before next() (a loop variable "
+            "holds its batch until the next one is bound: `del batch`, or batch.release()), copy what must stay, or "
+            f"raise max_inflight_bytes to at least two batches{' and two windows' if ours else ''}",
             held_bytes=held,
             needed_bytes=needed,
             total_bytes=total,
@@ -258,7 +269,9 @@ class Pipeline(Generic[T]):
 
     def _start(self, unit: Unit) -> bool:
         """Charge a unit and build it, here or on the pool; False when the build failed here."""
-        charge = self._reserve(self._work.cost_bytes(unit), unit)
+        charge = self._reserve(self._work.cost_bytes(unit), unit, unit.begun_bytes)
+        if self._shared is not None:
+            self._shared.begin(unit, charge)
         if self._crew is not None:
             slot = self._crew.submit(partial(self._build, unit, charge))
             del charge
@@ -286,21 +299,32 @@ class Pipeline(Generic[T]):
             charge.release()
             charge = self._reserve(cost_bytes, unit)
 
-    def _reserve(self, size: int, unit: Unit) -> Charge:
-        if size > self._budget.total_bytes:
-            raise UnitTooLarge(
-                f"batch {unit.index} needs {size} bytes ({format_bytes(size)}: {unit.payload_bytes} to read, the rest "
-                f"for what they become), which exceeds max_inflight_bytes {self._budget.total_bytes} "
-                f"({format_bytes(self._budget.total_bytes)}); raise it, lower batch_size_samples, or ask for smaller "
-                "pixels",
-                needed_bytes=size,
-                total_bytes=self._budget.total_bytes,
-            )
+    def _reserve(self, size: int, unit: Unit, begun_bytes: int = 0) -> Charge:
+        """Charge what a unit costs, and what it shares with later ones and begins with it."""
+        windows_bytes = unit.begun_bytes + unit.kept_bytes
+        if size + windows_bytes > self._budget.total_bytes:
+            raise self._too_large(size, windows_bytes, unit)
         self.recent_bytes.append(size)
         started = time.monotonic()
-        charge = self._budget.try_reserve(size) or self._wait_for_budget(size)
+        charge = self._budget.try_reserve(size + begun_bytes) or self._wait_for_budget(size + begun_bytes)
         self._clock.record("budget_wait", unit.index, started)
         return charge
+
+    def _too_large(self, size: int, windows_bytes: int, unit: Unit) -> UnitTooLarge:
+        needed, total = size + windows_bytes, self._budget.total_bytes
+        beside, smaller = "", "batch_size_samples, or ask for smaller pixels"
+        if windows_bytes:
+            beside = (
+                f", and the windows of its shuffle {windows_bytes} ({format_bytes(windows_bytes)}), together {needed}"
+            )
+            smaller = "window_bytes of the sampler, or batch_size_samples"
+        return UnitTooLarge(
+            f"batch {unit.index} needs {size} bytes ({format_bytes(size)}: {unit.payload_bytes} to read, the rest for "
+            f"what they become){beside}, which exceeds max_inflight_bytes {total} ({format_bytes(total)}); raise it, "
+            f"or lower {smaller}",
+            needed_bytes=needed,
+            total_bytes=total,
+        )
 
     def _wait_for_budget(self, size: int) -> Charge:
         with self._changed:

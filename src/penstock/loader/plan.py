@@ -16,7 +16,9 @@ from penstock.errors import ManifestError, UnitTooLarge
 from penstock.loader.order import Int64Array, Order
 from penstock.loader.split import Steps
 
-__all__ = ["BatchLimits", "Span", "Unit", "coalesce", "plan_units"]
+__all__ = ["LEAST_CHARGE_BYTES", "BatchLimits", "Share", "Span", "Unit", "Window", "coalesce", "plan_units"]
+
+LEAST_CHARGE_BYTES = 64  # what the smallest region takes in the arena: charged, so that many of them stay in the cap
 
 _LOOKAHEAD_SAMPLES = 8192  # ids that are asked for together: an order evaluates many at once far faster than few
 
@@ -48,6 +50,10 @@ class Unit:
         lengths: bytes of each sample, never negative.
         crcs: expected crc32c; -1 = unknown.
         labels: label ids, or None when the samples have none.
+        start: position of the first sample in the order that was planned; the others follow.
+        shares: the windows that hold the samples, in the order of the samples; none where the unit is read by itself.
+        begins: windows that are charged with this unit, in the order in which they are read.
+        kept_bytes: charged with earlier units for windows that this one still needs, or the next.
     """
 
     index: int
@@ -57,6 +63,15 @@ class Unit:
     lengths: Int64Array
     crcs: Int64Array
     labels: Int64Array | None
+    start: int = 0
+    shares: tuple[Share, ...] = ()
+    begins: tuple[Window, ...] = ()
+    kept_bytes: int = 0
+
+    @property
+    def begun_bytes(self) -> int:
+        """What the windows that begin with this unit are charged."""
+        return sum(window.charge_bytes for window in self.begins)
 
     @property
     def payload_bytes(self) -> int:
@@ -80,6 +95,36 @@ class Unit:
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(self.lengths, out=offsets[1:])
         return offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples that are read together and that several units take from; see ``window_plan``.
+
+    Attributes:
+        number: in the order's count of windows.
+        samples: all that this loader takes from it, by ascending id; ``index`` is that of the first unit that does.
+        users: how many units do.
+    """
+
+    number: int
+    samples: Unit
+    users: int
+
+    @property
+    def charge_bytes(self) -> int:
+        """What it takes of the budget."""
+        return max(LEAST_CHARGE_BYTES, self.samples.payload_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Samples ``[first, end)`` of a unit, and which samples of a window they are."""
+
+    window: Window
+    first: int
+    end: int
+    places: Int64Array
 
 
 SizeOf = Callable[[Int64Array], Int64Array]
@@ -116,8 +161,8 @@ def plan_units(
         cut = _cut_by_bytes(manifest, order, limits, together)
     else:
         cut = _cut_in_steps(order, steps, first_step, together)
-    for index, ids in enumerate(cut):
-        unit = _unit(manifest, index, ids, size_of)
+    for index, (start, ids) in enumerate(cut):
+        unit = _unit(manifest, index, start, ids, size_of)
         if unit.payload_bytes > limits.cap_bytes:
             raise UnitTooLarge(
                 f"batch payload bytes {unit.payload_bytes} exceeds max_inflight_bytes {limits.cap_bytes} "
@@ -129,14 +174,14 @@ def plan_units(
         yield unit
 
 
-def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[Int64Array]:
+def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[tuple[int, Int64Array]]:
     size = max(1, together // steps.batch_size)  # steps that are evaluated together
     for first in range(first_step, steps.count, size):
         bounds = [steps.batch(step) for step in range(first, min(first + size, steps.count))]
         ids = order.at(_positions(bounds))
         begin = 0
         for start, end in bounds:
-            yield ids[begin : begin + end - start]
+            yield start, ids[begin : begin + end - start]
             begin += end - start
 
 
@@ -147,7 +192,9 @@ def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
     return np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in bounds])
 
 
-def _cut_by_bytes(manifest: Samples, order: Order, limits: BatchLimits, together: int) -> Iterator[Int64Array]:
+def _cut_by_bytes(
+    manifest: Samples, order: Order, limits: BatchLimits, together: int
+) -> Iterator[tuple[int, Int64Array]]:
     start = 0
     window = max(together, limits.samples)
     while start < order.count:
@@ -157,7 +204,7 @@ def _cut_by_bytes(manifest: Samples, order: Order, limits: BatchLimits, together
         ends_epoch = start + len(ids) == order.count
         cuts = _full_batches(lengths, limits, keep_last=ends_epoch)
         for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
-            yield ids[begin:end]
+            yield start + begin, ids[begin:end]
         start += cuts[-1]
 
 
@@ -194,7 +241,7 @@ def _full_batches(lengths: Int64Array, limits: BatchLimits, *, keep_last: bool) 
     return cuts
 
 
-def _unit(manifest: Samples, index: int, ids: Int64Array, size_of: SizeOf) -> Unit:
+def _unit(manifest: Samples, index: int, start: int, ids: Int64Array, size_of: SizeOf) -> Unit:
     rows: slice | Int64Array = ids
     if ids[-1] - ids[0] == len(ids) - 1 and (np.diff(ids) == 1).all():
         rows = slice(int(ids[0]), int(ids[-1]) + 1)  # neighbours are a view of the map, not a gather from it
@@ -211,6 +258,7 @@ def _unit(manifest: Samples, index: int, ids: Int64Array, size_of: SizeOf) -> Un
         lengths=lengths,
         crcs=np.array(manifest.crc32c[rows], dtype=np.int64),
         labels=_labels(index, np.array(manifest.label_id[rows], dtype=np.int64)),
+        start=start,
     )
 
 

@@ -8,14 +8,18 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
+from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError
+from penstock.loader.block_order import BlockShuffled, blocks_of
 from penstock.loader.draws import AliasTable, Weighted, Weights, WithReplacement, checked_weights
 from penstock.loader.order import Order, Sequential, Shuffled
 from penstock.loader.state import Epoch
-from penstock.sizes import boolean, whole_number
+from penstock.loader.window_plan import HELD_WINDOWS
+from penstock.sizes import boolean, format_bytes, parse_bytes, whole_number
 
 __all__ = [
     "AnySampler",
+    "BlockSampler",
     "DistributedSampler",
     "RandomSampler",
     "Sampler",
@@ -140,10 +144,66 @@ class DistributedSampler:
         return _shuffled(epoch)
 
 
-AnySampler: TypeAlias = SequentialSampler | RandomSampler | WeightedSampler | DistributedSampler
+@dataclass(frozen=True, slots=True)
+class BlockSampler:
+    """A permutation that is read in long ranges: for object stores, and disks that seek.
+
+    Neighbouring samples make a block, which one read brings; blocks are permuted; so many of them make a window, whose
+    samples are permuted among each other. Smaller blocks and larger windows are more random: see
+    ``Loader.shuffle_quality``. Two windows are held in memory, within ``max_inflight_bytes`` and beside the batches; of
+    several ranks, each holds its own part of them.
+
+    Attributes:
+        block_bytes: about so many bytes, or text such as ``"1MiB"``, are a block: fewer mean more reads.
+        window_bytes: about so many are a window, at least two blocks; all ranks together.
+    """
+
+    kind: ClassVar[str] = "block"
+    block_bytes: int | str = 1 << 20
+    window_bytes: int | str = 32 << 20
+
+    def __post_init__(self) -> None:
+        block_bytes, window_bytes = (_fixed_bytes(self, name) for name in ("block_bytes", "window_bytes"))
+        if window_bytes < 2 * block_bytes:
+            raise ConfigError(
+                f"window_bytes is {window_bytes} ({format_bytes(window_bytes)}) and block_bytes {block_bytes} "
+                f"({format_bytes(block_bytes)}); a window of less than two blocks mixes nothing: raise it, or take "
+                "smaller blocks"
+            )
+
+    @property
+    def text(self) -> str:
+        """See ``Sampler``."""
+        return f"block {self.block_bytes} {self.window_bytes}"
+
+    def held_bytes(self, loaders: int) -> int:
+        """About what the windows take that each of so many loaders holds, which share an epoch."""
+        return HELD_WINDOWS * int(self.window_bytes) // loaders
+
+    def order_in(self, samples: Samples, epoch: Epoch) -> BlockShuffled:
+        """The order of an epoch of these samples, by how large they are.
+
+        Raises:
+            ConfigError: their manifest doesn't say.
+        """
+        blocks = blocks_of(samples, int(self.block_bytes), int(self.window_bytes))
+        return BlockShuffled(epoch.start_id, epoch.count, blocks, **_key(epoch))
+
+
+def _fixed_bytes(sampler: BlockSampler, name: str) -> int:
+    """Put a size into bytes; a share of memory would be another order on another machine."""
+    given = getattr(sampler, name)
+    if isinstance(given, float):
+        raise ConfigError(f'{name} is {given!r}; give an int of bytes or text such as "1MiB"')
+    size = whole_number(name, parse_bytes(given, name=name), least=1)
+    object.__setattr__(sampler, name, size)
+    return size
+
+
+AnySampler: TypeAlias = SequentialSampler | RandomSampler | WeightedSampler | DistributedSampler | BlockSampler
 
 _KINDS: dict[str, type[AnySampler]] = {
-    kind.kind: kind for kind in (SequentialSampler, RandomSampler, WeightedSampler, DistributedSampler)
+    kind.kind: kind for kind in (SequentialSampler, RandomSampler, WeightedSampler, DistributedSampler, BlockSampler)
 }
 
 
@@ -153,7 +213,7 @@ def sampler_of(given: AnySampler | str | Mapping[str, Any]) -> AnySampler:
     Raises:
         ConfigError: there is no such sampler, or it lacks or doesn't take an argument.
     """
-    if isinstance(given, SequentialSampler | RandomSampler | WeightedSampler | DistributedSampler):
+    if isinstance(given, SequentialSampler | RandomSampler | WeightedSampler | DistributedSampler | BlockSampler):
         return given
     asked = {"kind": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
     kind = _KINDS.get(str(asked.pop("kind", None)).lower())

@@ -12,9 +12,9 @@ from penstock.loader.arguments import LoaderArguments
 from penstock.loader.faults import FaultPolicy
 from penstock.loader.options import LoaderOptions, checked_knob
 from penstock.loader.plan import BatchLimits
-from penstock.loader.sampler import AnySampler, DistributedSampler, RandomSampler, SequentialSampler
+from penstock.loader.sampler import AnySampler, BlockSampler, DistributedSampler, RandomSampler, SequentialSampler
 from penstock.loader.split import Split
-from penstock.sizes import Size, parse_bytes, whole_number
+from penstock.sizes import Size, format_bytes, parse_bytes, whole_number
 
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "settle"]
 
@@ -72,6 +72,12 @@ class Settings:
     dev_manifest_path: str | None
     node_id: str | None
 
+    @property
+    def windows_bytes(self) -> int:
+        """About what of the cap a block shuffle's windows take; 0 for other orders."""
+        loaders = 1 if self.split is None else self.split.world_size * self.split.workers
+        return self.sampler.held_bytes(loaders) if isinstance(self.sampler, BlockSampler) else 0
+
 
 def defaults(batch_size: int) -> LoaderOptions:
     """The knobs of a loader that was given none: several parts of an object at once, and long plans."""
@@ -103,7 +109,7 @@ def settle(
     limits = _limits(knobs.batch_size, cap_bytes, given)
     knobs = _one_world(knobs, given)
     _refuse_idle(knobs)
-    return Settings(
+    settings = Settings(
         options=knobs,
         cap_bytes=cap_bytes,
         limits=limits,
@@ -121,6 +127,19 @@ def settle(
         dev_manifest_path=given.get("dev_manifest_path"),
         node_id=given.get("node_id"),
     )
+    _require_room(settings)
+    return settings
+
+
+def _require_room(settings: Settings) -> None:
+    """A block shuffle's windows leave something for batches."""
+    windows_bytes, cap_bytes = settings.windows_bytes, settings.cap_bytes
+    if windows_bytes >= cap_bytes:
+        raise ConfigError(
+            f"two windows of a BlockSampler take about {windows_bytes} bytes ({format_bytes(windows_bytes)}) of each "
+            f"loader, which leaves nothing of max_inflight_bytes {cap_bytes} ({format_bytes(cap_bytes)}) for batches; "
+            "lower window_bytes or raise the cap"
+        )
 
 
 def _record(options: LoaderOptions | Mapping[str, Any] | None, otherwise: LoaderOptions) -> LoaderOptions:

@@ -9,7 +9,7 @@ from penstock.budget import Charge
 from penstock.loader.faults import Fault, Mended, Tally
 from penstock.loader.plan import Unit
 
-__all__ = ["CostChanged", "Delivery", "PipelineStatistics", "Work"]
+__all__ = ["CostChanged", "Delivery", "PipelineStatistics", "Shared", "Work"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,17 @@ class Work(Protocol[T]):
 
         Where there is never more than one builder it may raise CostChanged.
         """
+
+
+class Shared(Protocol):
+    """Memory that units share, charged with the unit that it begins with, beside what the unit itself costs."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Charged for it now, by the loader itself and not by whoever has its results."""
+
+    def begin(self, unit: Unit, charge: Charge) -> None:
+        """Take what begins with a unit, ``unit.begun_bytes``, out of its charge."""
 
 
 @dataclass(slots=True)

@@ -66,6 +66,7 @@ class Fault:
         after_bytes: with ``hang``: send so many bytes of the body first.
         bytes_per_s: send the body at about this pace.
         drop_answer: let the server do its work, then reset the connection without an answer.
+        delay_s: do so much later whatever is done.
     """
 
     status: int | None = None
@@ -78,6 +79,7 @@ class Fault:
     after_bytes: int | None = None
     bytes_per_s: int | None = None
     drop_answer: bool = False
+    delay_s: float = 0.0
 
 
 Rule: TypeAlias = Callable[[Request], Fault | None]
@@ -234,6 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = _serve  # noqa: N815
 
     def _answer(self, fault: Fault, body: bytes) -> None:
+        if fault.delay_s:
+            self.server.proxy.closed.wait(fault.delay_s)
         if fault.status is not None:
             self.send_response(fault.status)
             for name, value in fault.headers.items():
