@@ -66,8 +66,10 @@ def test_e2_85_torch_warns_of_memory_that_is_not_writable_where_it_may(uri):
     torch.set_warn_always(True)  # not only once in a process
     try:
         next(iter(s3dlio.ObjectStoreIterableDataset.from_prefix(uri)))
+        loud = {"suppress_nonwritable_warning": False}
+        next(iter(s3dlio.ObjectStoreIterableDataset.from_prefix(uri, writable=True, **loud)))
         with pytest.warns(UserWarning, match="not writable"):
-            next(iter(s3dlio.ObjectStoreIterableDataset.from_prefix(uri, suppress_nonwritable_warning=False)))
+            next(iter(s3dlio.ObjectStoreIterableDataset.from_prefix(uri, **loud)))
     finally:
         torch.set_warn_always(False)
 
