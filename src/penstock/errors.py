@@ -5,6 +5,7 @@
     PenstockError(RuntimeError)
      ├─ ConfigError(ValueError)          an argument or a combination of them that can't work
      │   └─ LinkError                    a dataset link that doesn't parse
+     ├─ NoSuchSample(IndexError)         a sample was asked for by a number that none has
      ├─ ClosedError                      you closed it, then used it
      ├─ DeadlineExceeded(TimeoutError)   a wait reached its deadline
      ├─ BudgetError
@@ -53,6 +54,7 @@ __all__ = [
     "LinkError",
     "ManifestError",
     "ManifestNotFound",
+    "NoSuchSample",
     "ObjectNotFound",
     "PackError",
     "PenstockError",
@@ -84,6 +86,10 @@ class ConfigError(PenstockError, ValueError):
 
 class LinkError(ConfigError):
     """A dataset link that doesn't parse."""
+
+
+class NoSuchSample(PenstockError, IndexError):
+    """A sample was asked for by a number that none has."""
 
 
 class ClosedError(PenstockError):

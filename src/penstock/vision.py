@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -32,7 +32,7 @@ from penstock.loader.decode import (
 from penstock.loader.faults import FaultPolicy, Faults, rearrange
 from penstock.loader.loader import Loader
 from penstock.loader.mixture import Mixture
-from penstock.loader.options import LoaderOptions, MemoryFormat
+from penstock.loader.options import AnyOptions, MemoryFormat
 from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
 from penstock.loader.profiles import Threads
@@ -136,7 +136,7 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
     def __init__(
         self,
         dataset_link: str | Mixture,
-        options: LoaderOptions | Mapping[str, Any] | None = None,
+        options: AnyOptions | None = None,
         *,
         resize_hw: Sequence[int] | None = None,
         to_float: bool = True,

@@ -1,9 +1,10 @@
-"""Programs written for MX8 run with only their import line changed.
+"""Programs written for MX8 and s3dlio run with only their import line changed.
 
-The calls of MX8's two guides, in our own words; and, where a folder of the guides themselves is at hand
+The calls of their guides, in our own words; and, where a folder of the guides themselves is at hand
 (``PENSTOCK_GUIDES``, or ``../shared/guides`` beside this checkout), each of their Python blocks verbatim.
 """
 
+import asyncio
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 from PIL import Image
 
-from penstock.compat import mx8
+from penstock.compat import mx8, s3dlio
 from penstock.errors import PenstockError
 from penstock.store import open_store
 
@@ -137,6 +138,7 @@ def adapted(block, photos, packed, prefix):
     """A block with its import line changed and its placeholders filled in."""
     changes = {
         "import mx8": "from penstock.compat import mx8",
+        "import s3dlio": "from penstock.compat import s3dlio",
         "/path/to/imagefolder": str(photos),
         "/path/to/mx8-dataset": str(packed),
         "s3://bucket/mx8/train/": prefix,
@@ -162,3 +164,78 @@ def test_every_block_of_the_guides_runs(name, photos, photos_in_s3, tmp_path):
         else:
             exec(code, names)
     assert "loader" in names
+
+
+@pytest.fixture
+def plain_files(tmp_path):
+    """A folder of 300 files, as a URI, and their bytes in order."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    samples = [f"sample {number}".encode() for number in range(300)]
+    for number, data in enumerate(samples):
+        (folder / f"{number:03d}.bin").write_bytes(data)
+    return f"file://{folder}", samples
+
+
+def loaded(uri, opts):
+    async def collect():
+        return [batch async for batch in s3dlio.create_async_loader(uri, opts)]
+
+    return asyncio.run(collect())
+
+
+def test_the_options_that_s3dlio_shows_beside_torchs(plain_files):
+    uri, samples = plain_files
+    opts = (
+        s3dlio.PyLoaderOptions()
+        .with_batch_size(128)
+        .shuffle(True, 42)
+        .num_workers(2)
+        .pin_memory(False)
+        .persistent_workers(True)
+        .with_timeout(30.0)
+        .use_spawn()
+        .drop_last(True)
+    )
+    batches = loaded(uri, opts)
+    assert [len(batch) for batch in batches] == [128, 128]
+    assert set(batches[0]) < set(samples)
+
+
+def test_s3dlios_debug_mode_loads(plain_files):
+    uri, samples = plain_files
+    batches = loaded(uri, s3dlio.PyLoaderOptions().debug_mode().with_batch_size(4))
+    assert [sample for batch in batches for sample in batch] == samples
+
+
+def test_s3dlios_distributed_options_share_a_dataset(plain_files, s3_root):
+    _, samples = plain_files
+    store = open_store(f"{s3_root}/plain")
+    for number, data in enumerate(samples):
+        store.put(f"{number:03d}.bin", data)
+    found = []
+    for rank in range(8):
+        opts = s3dlio.PyLoaderOptions().distributed_sampling(rank=rank, world_size=8).with_generator_seed(12345)
+        found += [sample for batch in loaded(f"{s3_root}/plain", opts) for sample in batch]
+    assert sorted(found) == sorted(samples)
+
+
+@pytest.mark.skipif(not GUIDES.is_dir(), reason="no folder of guides; set PENSTOCK_GUIDES")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+def test_every_block_of_s3dlios_guide_runs(photos, plain_files):
+    import torch
+
+    uri, samples = plain_files
+    names = {"torch": torch, "dataset": s3dlio.ObjectStoreMapDataset(uri)}
+    found = blocks("s3dlio-loader-options.md")
+    assert len(found) == 3
+    options = []
+    for line, block in found:
+        code = compile(adapted(block, photos, uri, uri), f"s3dlio-loader-options.md:{line}", "exec")
+        exec(code, names)
+        options.append(names["opts"])
+    assert len(names["dataloader"]) == 300 // 128
+    assert options[0].timeout_seconds == 10.0  # debug mode, the last of three
+    batches = loaded(uri, options[0])
+    assert [sample for batch in batches for sample in batch] == samples
+    assert (options[-1].batch_size, options[-1].seed, options[-1].num_workers, options[-1].drop_last) == (128, 42, 8, 1)

@@ -1,8 +1,10 @@
 """What the pages say is what the code does."""
 
+import asyncio
 import hashlib
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,50 @@ def test_the_manifest_on_the_formats_page_is_one(tmp_path, monkeypatch):
     header_bytes, block = 512, 512
     first_end = manifest.offset[0] + manifest.length[0]
     assert manifest.offset[1] == -(-first_end // block) * block + header_bytes
+
+
+def test_the_options_page_has_every_knob_and_tests_that_are_there():
+    text = (ROOT / "docs" / "options.md").read_text().split("## Presets")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert {len(row) for row in rows} == {6}
+    knobs = [knob for row in rows for knob in re.findall(r"`(\w+)`", row[0])]
+    assert knobs == [field.name for field in fields(penstock.LoaderOptions)]
+    for row in rows:
+        proofs = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row[5])
+        assert len(proofs) == row[5].count("`") / 2
+        assert proofs or "nothing yet" in row[2], row[0]
+        for file, test in proofs:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), test
+
+
+def test_the_options_page_says_the_defaults():
+    text = (ROOT / "docs" / "options.md").read_text()
+    plain = penstock.LoaderOptions().to_dict()
+    expected = {**plain, "part_size": plain["part_size"] >> 20, "sampler_type": plain["sampler_type"]["kind"]}
+    shown = re.findall(r"^\| `(\w+)` \| [`\"]*([^ `\":,|]+)", text, re.MULTILINE)
+    assert len(shown) > 15
+    for knob, default in shown:
+        assert default == str(expected[knob]), knob
+
+
+@pytest.mark.parametrize("page", ["options.md", "s3dlio.md"])
+def test_the_snippets_of_pages_about_options_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    for number in range(130):
+        (tmp_path / "photos" / f"{number:03d}.jpg").write_bytes(b"12345")
+    penstock.pack_dir("photos", out="photos-packed", label_mode="none")
+    (snippet,) = code_blocks(ROOT / "docs" / page, "python")
+    names = {}
+    exec(compile(snippet.replace("file:///data", f"file://{tmp_path}"), page, "exec"), names)
+    if page == "options.md":
+        assert capsys.readouterr().out == "64 3\n"
+        assert (names["same"].shuffle, names["debug"].timeout_seconds, names["debug"].batch_size) == (True, 10.0, 4)
+    else:
+        asyncio.run(names["train"]())
+        assert capsys.readouterr().out == "64 samples, 320 bytes\n" * 2
 
 
 def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):

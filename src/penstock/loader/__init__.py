@@ -3,7 +3,8 @@
 ``options`` and ``arguments`` are what may be asked for, ``settings`` what that comes to. ``sampler`` and ``order`` say
 which sample stands where, ``split`` cuts that into steps for ranks, ``state`` says what is done of it, ``plan`` makes
 units and reads of what is left, ``reading`` and ``fetch`` bring the bytes, ``pipeline`` admits units under the budget
-and hands results out in order, ``batch`` is what the consumer gets, and ``loader`` puts them together.
+and hands results out in order, ``batch`` is what the consumer gets, and ``loader`` puts them together. ``lookup`` reads
+single samples by their ids.
 """
 
 from penstock.loader.batch import Batch

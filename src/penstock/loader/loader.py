@@ -18,7 +18,7 @@ from penstock import config
 from penstock.budget import Budget, Charge, RssGuard
 from penstock.dataset.joined import Dataset, Joined, Source, join, sources_of
 from penstock.dataset.resolve import Resolved, resolve
-from penstock.errors import ConfigError, ResumeError, TooManyFaults
+from penstock.errors import ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.block_order import windows_of
@@ -26,7 +26,7 @@ from penstock.loader.course import Course, begin, check_mixable, quality_of
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
-from penstock.loader.options import LoaderOptions
+from penstock.loader.options import AnyOptions, LoaderOptions
 from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import LEAST_CHARGE_BYTES, Unit, plan_units
@@ -34,7 +34,7 @@ from penstock.loader.profiles import Threads, tuning
 from penstock.loader.quality import ShuffleQuality
 from penstock.loader.raw import Reader
 from penstock.loader.reading import Reading
-from penstock.loader.settings import Settings, defaults, settle
+from penstock.loader.settings import Settings, defaults, refuse_memory_format, settle
 from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.tune import Knobs
@@ -423,15 +423,11 @@ class DataLoader(Loader[Batch]):
     def __init__(
         self,
         dataset_link: str | Mixture,
-        options: LoaderOptions | Mapping[str, Any] | None = None,
+        options: AnyOptions | None = None,
         **arguments: Unpack[LoaderArguments],
     ) -> None:
         settings = settle(options, arguments, defaults(batch_size=512))
-        if settings.options.memory_format != "auto":
-            raise ConfigError(
-                f"memory_format is {settings.options.memory_format!r}, and a DataLoader gives bytes, which have no "
-                "channels; leave it 'auto', or load images with ImageFolderLoader"
-            )
+        refuse_memory_format(settings.options, "a DataLoader gives bytes")
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
@@ -440,7 +436,7 @@ class DataLoader(Loader[Batch]):
 
 def load(
     dataset_link: str | Mixture,
-    options: LoaderOptions | Mapping[str, Any] | None = None,
+    options: AnyOptions | None = None,
     **arguments: Unpack[LoaderArguments],
 ) -> DataLoader:
     """Load a dataset as batches of raw bytes; see ``DataLoader`` for the arguments and errors."""

@@ -10,13 +10,23 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from penstock.errors import ConfigError
 from penstock.loader.sampler import AnySampler, DistributedSampler, SequentialSampler, sampler_of, sampler_to_dict
 from penstock.sizes import boolean, parse_bytes, whole_number
 
-__all__ = ["AsyncPool", "LoaderOptions", "LoadingMode", "MemoryFormat", "ProcessContext", "ReaderMode", "checked_knob"]
+__all__ = [
+    "AnyOptions",
+    "AsyncPool",
+    "HasOptions",
+    "LoaderOptions",
+    "LoadingMode",
+    "MemoryFormat",
+    "ProcessContext",
+    "ReaderMode",
+    "checked_knob",
+]
 
 _Check: TypeAlias = Callable[[str, Any], Any]
 ReaderMode: TypeAlias = Literal["sequential", "range"]
@@ -149,6 +159,17 @@ class LoaderOptions:
         return values
 
     @classmethod
+    def of(cls, given: AnyOptions) -> LoaderOptions:
+        """From anything that a loader takes as its options.
+
+        Raises:
+            ConfigError: as ``from_dict``.
+        """
+        if isinstance(given, LoaderOptions):
+            return given
+        return given.to_options() if isinstance(given, HasOptions) else cls.from_dict(given)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoaderOptions:
         """From some or all of the fields; the others have their defaults.
 
@@ -159,6 +180,18 @@ class LoaderOptions:
             raise ConfigError(f"options are {values!r}; give LoaderOptions, or a dict of some of its fields")
         _refuse_unknown(values)
         return cls(**values)
+
+
+@runtime_checkable
+class HasOptions(Protocol):
+    """What isn't a ``LoaderOptions``, and says which ones it means: another system's own record."""
+
+    def to_options(self) -> LoaderOptions:
+        """The options that it means."""
+
+
+AnyOptions: TypeAlias = LoaderOptions | HasOptions | Mapping[str, Any]
+"""What a loader takes as its options; a mapping holds some of the fields."""
 
 
 def checked_knob(knob: str, value: Any, *, called: str) -> Any:

@@ -167,7 +167,7 @@ class Pipeline(Generic[T]):
             if waited_s > self._stall_timeout_s:
                 raise DeadlineExceeded(
                     f"no batch within {self._stall_timeout_s:g} s: {self._waiting_for()}; "
-                    "raise PENSTOCK_STALL_TIMEOUT_S if the source is that slow"
+                    "raise timeout_seconds, or PENSTOCK_STALL_TIMEOUT_S, if the source is that slow"
                 )
             if self._reserving and not self._slots:
                 hungry_since = hungry_since or now

@@ -10,13 +10,13 @@ from typing import Any, Final
 from penstock.errors import ConfigError
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.faults import FaultPolicy
-from penstock.loader.options import LoaderOptions, checked_knob
+from penstock.loader.options import AnyOptions, LoaderOptions, checked_knob
 from penstock.loader.plan import BatchLimits
 from penstock.loader.sampler import AnySampler, BlockSampler, DistributedSampler, RandomSampler, SequentialSampler
 from penstock.loader.split import Split
 from penstock.sizes import Size, format_bytes, parse_bytes, whole_number
 
-__all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "settle"]
+__all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "refuse_memory_format", "settle"]
 
 DEFAULT_INFLIGHT_BYTES: Final = 128 << 20
 _MOST_INFLIGHT_BYTES: Final = 1 << 42  # 4 TiB: the arena's address range is a multiple of it, and has 47 bits
@@ -86,13 +86,11 @@ def defaults(batch_size: int) -> LoaderOptions:
     )
 
 
-def settle(
-    options: LoaderOptions | Mapping[str, Any] | None, arguments: LoaderArguments, otherwise: LoaderOptions
-) -> Settings:
+def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: LoaderOptions) -> Settings:
     """Check everything that a loader was given.
 
     Args:
-        options: a record, a dict of some of its fields, or nothing.
+        options: a record, what has one, a dict of some of its fields, or nothing.
         arguments: keywords; they win over the record.
         otherwise: the knobs of this kind of loader where there is no record.
 
@@ -104,7 +102,7 @@ def settle(
     unknown = [name for name in given if name not in LoaderArguments.__annotations__]
     if unknown:
         raise TypeError(f"a loader has no argument {unknown[0]!r}")
-    knobs = _knobs(_record(options, otherwise), given)
+    knobs = _knobs(otherwise if options is None else LoaderOptions.of(options), given)
     cap_bytes = _whole_bytes(given, "max_inflight_bytes", DEFAULT_INFLIGHT_BYTES, most=_MOST_INFLIGHT_BYTES)
     limits = _limits(knobs.batch_size, cap_bytes, given)
     knobs = _one_world(knobs, given)
@@ -142,10 +140,17 @@ def _require_room(settings: Settings) -> None:
         )
 
 
-def _record(options: LoaderOptions | Mapping[str, Any] | None, otherwise: LoaderOptions) -> LoaderOptions:
-    if options is None:
-        return otherwise
-    return options if isinstance(options, LoaderOptions) else LoaderOptions.from_dict(options)
+def refuse_memory_format(knobs: LoaderOptions, gives: str) -> None:
+    """For loaders whose samples have no channels.
+
+    Raises:
+        ConfigError: a memory format was asked for; the message says what the loader ``gives``.
+    """
+    if knobs.memory_format != "auto":
+        raise ConfigError(
+            f"memory_format is {knobs.memory_format!r}, and {gives}, which have no channels; leave it 'auto', or load "
+            "images with ImageFolderLoader"
+        )
 
 
 def _knobs(options: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
