@@ -139,6 +139,8 @@ class PyAsyncDataLoader:
         options = options_of(opts)
         settings = settle(options, {}, options)
         refuse_memory_format(options, "this loader gives numbers")
+        if isinstance(settings.sampler, BlockSampler):
+            raise ConfigError(f"sampler is {settings.sampler}, and these numbers aren't read; take RandomSampler()")
         digest = hashlib.sha256(dataset.array.astype("<i4").tobytes()).hexdigest()
         epoch = Epoch(digest, 0, len(dataset), settings.sampler.text, settings.seed, settings.epoch)
         self._values = dataset.array
