@@ -7,6 +7,8 @@ and hands results out in order, ``batch`` is what the consumer gets, and ``loade
 """
 
 from penstock.loader.batch import Batch
+from penstock.loader.by_length import padded_bytes
+from penstock.loader.collate import Ragged, pad
 from penstock.loader.loader import DataLoader, load
 from penstock.loader.mixture import Mixture, mix
 from penstock.loader.options import AsyncPool, LoaderOptions
@@ -21,10 +23,13 @@ __all__ = [
     "DistributedSampler",
     "LoaderOptions",
     "Mixture",
+    "Ragged",
     "RandomSampler",
     "SequentialSampler",
     "WeightedSampler",
     "load",
     "merge_states",
     "mix",
+    "pad",
+    "padded_bytes",
 ]
