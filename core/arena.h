@@ -35,6 +35,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   uint64_t resident_bytes() const;
   uint64_t live_count() const;
   int fd() const { return fd_; }
+  uint64_t span_bytes() const { return span_bytes_; }
 
  private:
   friend class Region;

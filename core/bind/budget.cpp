@@ -65,6 +65,7 @@ void register_budget(nb::module_& m) {
                      "Contiguous bytes with their charge, through the buffer protocol (writable).\n\n"
                      "The charge goes back to the budget when the last view of the bytes is gone.")
       .def_prop_ro("size_bytes", &Region::size)
+      .def_prop_ro("arena_offset", &Region::offset, "Where the bytes begin in the budget's arena.")
       .def("__len__", &Region::size);
 
   nb::class_<BoundCharge>(m, "Charge", "A held part of a budget.")
@@ -89,6 +90,15 @@ void register_budget(nb::module_& m) {
       .def_prop_ro("waiting_count", [](const Budget& self) { return self.memory->ledger->statistics().waiting_count; })
       .def_prop_ro("waiting_bytes", [](const Budget& self) { return self.memory->ledger->statistics().waiting_bytes; })
       .def_prop_ro("resident_bytes", [](const Budget& self) { return self.memory->resident_bytes(); })
+      .def_prop_ro(
+          "arena",
+          [](const Budget& self) {
+            const auto arena = self.memory->arena_for_use();
+            return nb::make_tuple(arena->fd(), arena->span_bytes());
+          },
+          nb::sig("def arena(self) -> tuple[int, int]"),
+          "The file in memory where regions lie, and its size: what another process maps to see them.\n\n"
+          "The file descriptor is the budget's own and lives as long as it.")
       .def(
           "reserve",
           [](const Budget& self, uint64_t size, double timeout_s) {

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
     from penstock.errors import PenstockError
-    from penstock.loader import Batch, DataLoader, LoaderOptions, Mixture, load, merge_states, mix
+    from penstock.loader import Batch, DataLoader, LoaderOptions, Mixture, load, merge_states, mix, pad, padded_bytes
     from penstock.observe import metrics
     from penstock.packing import pack, pack_dir
+    from penstock.workers.sample import Sample
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Manifest",
     "Mixture",
     "PenstockError",
+    "Sample",
     "__version__",
     "errors",
     "load",
@@ -38,6 +40,8 @@ __all__ = [
     "mix",
     "pack",
     "pack_dir",
+    "pad",
+    "padded_bytes",
     "resolve_manifest_hash",
     "vision",
 ]
@@ -50,11 +54,14 @@ _HOMES = {
     "Manifest": "penstock.dataset.manifest",
     "Mixture": "penstock.loader",
     "PenstockError": "penstock.errors",
+    "Sample": "penstock.workers.sample",
     "load": "penstock.loader",
     "merge_states": "penstock.loader",
     "mix": "penstock.loader",
     "pack": "penstock.packing",
     "pack_dir": "penstock.packing",
+    "pad": "penstock.loader",
+    "padded_bytes": "penstock.loader",
     "resolve_manifest_hash": "penstock.dataset.resolve",
 }
 _MODULES = {"errors": "penstock.errors", "metrics": "penstock.observe.metrics", "vision": "penstock.vision"}

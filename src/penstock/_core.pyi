@@ -23,6 +23,10 @@ class Region:
     @property
     def size_bytes(self) -> int: ...
 
+    @property
+    def arena_offset(self) -> int:
+        """Where the bytes begin in the budget's arena."""
+
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
     def __len__(self) -> int: ...
@@ -68,6 +72,14 @@ class Budget:
 
     @property
     def resident_bytes(self) -> int: ...
+
+    @property
+    def arena(self) -> tuple[int, int]:
+        """
+        The file in memory where regions lie, and its size: what another process maps to see them.
+
+        The file descriptor is the budget's own and lives as long as it.
+        """
 
     def reserve(self, size: int, timeout_s: float) -> Charge:
         """

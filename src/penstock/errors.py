@@ -24,7 +24,9 @@
      │   │   ├─ SampleChanged            a file grew or shrank after it was sized
      │   │   ├─ SampleMissing(ObjectNotFound)   the file or object that is the sample isn't there
      │   │   ├─ ShardCorrupt             a sample's bytes don't match their crc32c
-     │   │   └─ DecodeError              a sample that its decoder refuses
+     │   │   ├─ DecodeError              a sample that its decoder refuses
+     │   │   └─ TransformError           a sample, or a batch, that the user's own function failed on
+     │   │       └─ WorkerDied           the process that ran it ended
      │   └─ TooManyFaults                more faulty samples than ``max_errors`` allows
      ├─ ResolveError                     a link that can't be turned into a manifest
      │   ├─ EmptyDataset                 nothing to index or to pack
@@ -70,7 +72,9 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "TooManyFaults",
+    "TransformError",
     "UnitTooLarge",
+    "WorkerDied",
 ]
 
 
@@ -201,6 +205,24 @@ class ShardCorrupt(SampleError):
 
 class DecodeError(SampleError):
     """A sample that its decoder refuses."""
+
+
+class TransformError(SampleError):
+    """The user's transform or collate raised, or returned what can't be handed out.
+
+    Attributes:
+        details: the traceback where it happened, which may be another process; empty where there is none.
+    """
+
+    def __init__(
+        self, message: str, *, sample_id: int = -1, location: str = "", offset: int = -1, details: str = ""
+    ) -> None:
+        super().__init__(message, sample_id=sample_id, location=location, offset=offset)
+        self.details = details
+
+
+class WorkerDied(TransformError):
+    """A worker process ended (killed, out of memory, crashed) and is not to be replaced, or not again."""
 
 
 class TooManyFaults(DataError):

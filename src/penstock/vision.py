@@ -155,6 +155,11 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
         settings = settle(options, arguments, defaults(batch_size=32))
         sizes = {"resize": resize_hw, "center_crop": center_crop_hw, "random_resized_crop": random_resized_crop_hw}
         rest = ImageTransform(area=crop_area, aspect=crop_aspect, flip_probability=horizontal_flip)
+        if settings.transform is not None:
+            raise ConfigError(
+                "an ImageFolderLoader makes pixels by itself and takes no transform; load files with penstock.load and "
+                "decode them in the transform"
+            )
         self._transform = _transform(sizes, shorter_side, rest)
         form = _layout(layout, settings.options.memory_format)
         self._format = _format(dtype or ("float32" if to_float else "uint8"), form, mean, std)

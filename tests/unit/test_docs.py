@@ -116,6 +116,27 @@ def test_the_snippets_of_pages_about_options_run(page, tmp_path, monkeypatch, ca
         assert capsys.readouterr().out == "64 samples, 320 bytes\n" * 2
 
 
+def test_the_snippets_about_transforms_run(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.effect_noise((40, 30 + number), 50).save(f"photos/{label}/{number:02}.png")
+    penstock.pack_dir("photos", out="photos-packed")
+    found: dict = {}
+    for snippet in code_blocks(ROOT / "docs" / "transforms.md", "python"):
+        exec(compile(snippet, "transforms.md", "exec"), found)
+    assert (found["images"].shape, found["labels"].tolist().count(0) > 0) == ((8, 96, 96, 3), True)
+    tokens, lengths = found["batch"]["tokens"], found["batch"]["length"]
+    assert tokens.shape == (40, -(-lengths.max() // 8) * 8)
+    assert ((tokens == -1).sum(axis=1) == tokens.shape[1] - lengths).all()
+    found["loader"].close()
+
+
 def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     from PIL import Image

@@ -120,3 +120,15 @@ def test_how_objects_are_read():
     assert Reading.of(LoaderOptions(loading_mode=AsyncPool(32, 2))).requests == 32
     assert Reading.of(LoaderOptions()).threads == 1
     assert Reading.of(BARE) == Reading()
+
+
+def test_a_record_switches_transforms_on_and_leaves_no_doubt():
+    def nothing(sample):
+        return sample
+
+    assert settled(transform=nothing).transform is not None
+    assert settled(transform=nothing, enable_transforms=False).transform is None
+    assert settled(LoaderOptions(enable_transforms=True), transform=nothing).transform is not None
+    assert settled(LoaderOptions(), transform=nothing, enable_transforms=False).transform is None
+    with pytest.raises(ConfigError, match="the options say enable_transforms=False"):
+        settled(LoaderOptions(), transform=nothing)

@@ -8,6 +8,8 @@ single samples by their ids.
 """
 
 from penstock.loader.batch import Batch
+from penstock.loader.by_length import padded_bytes
+from penstock.loader.collate import Ragged, pad
 from penstock.loader.loader import DataLoader, load
 from penstock.loader.mixture import Mixture, mix
 from penstock.loader.options import AsyncPool, LoaderOptions
@@ -22,10 +24,13 @@ __all__ = [
     "DistributedSampler",
     "LoaderOptions",
     "Mixture",
+    "Ragged",
     "RandomSampler",
     "SequentialSampler",
     "WeightedSampler",
     "load",
     "merge_states",
     "mix",
+    "pad",
+    "padded_bytes",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
+from penstock.loader.by_length import BatchCost
+from penstock.loader.collate import Collate
 from penstock.loader.faults import OnError
 from penstock.loader.options import LoadingMode, MemoryFormat, ProcessContext, ReaderMode
 from penstock.loader.sampler import AnySampler
+from penstock.loader.transform import OnWorkerDeath, Workers
 from penstock.sizes import Size
 
 __all__ = ["LoaderArguments"]
@@ -28,12 +31,22 @@ class LoaderArguments(TypedDict, total=False):
     profile: str | None
     target_batch_bytes: Size | None
     max_batch_bytes: Size | None
+    batch_cost: BatchCost
+    max_batch_cost: float
     # the epoch
     epoch: int
     resume: Mapping[str, Any] | None
+    group_by_length: bool
     # faulty samples
     on_error: OnError
     max_errors: int | None
+    # what becomes of samples
+    transform: Callable[[Any], Any]
+    batch_transform: Callable[[Any], Any]
+    collate: Collate
+    transform_bytes: Size
+    workers: Workers
+    on_worker_death: OnWorkerDeath
     # knobs of LoaderOptions
     batch_size_samples: int
     batch_size: int

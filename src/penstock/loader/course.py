@@ -11,6 +11,7 @@ import numpy as np
 from penstock.dataset.joined import Dataset, Joined, Samples, Source
 from penstock.errors import ConfigError
 from penstock.loader.block_order import BlockShuffled
+from penstock.loader.by_length import ByLength
 from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import Mixture, shares_of
 from penstock.loader.order import Order, Remaining, Sequential, Shuffled
@@ -71,6 +72,9 @@ def begin(
     if mixture is None:
         epoch = _epoch(settings, dataset, number)
         whole = _whole(settings.sampler, dataset, epoch)
+        if settings.group:
+            key = f"{epoch.manifest_hash} {epoch.seed} {epoch.epoch}"
+            whole = ByLength(whole, dataset.manifest.length, settings.group, key)
         if saved is not None:
             saved.require(epoch)
     else:
@@ -114,6 +118,8 @@ def check_mixable(settings: Settings) -> None:
         raise ConfigError("start_id and end_id are of one dataset; a mixture's epoch is as long as its length says")
     if settings.dev_manifest_path is not None:
         raise ConfigError("dev_manifest_path is of one dataset; index each source of the mixture with its own, first")
+    if settings.group:
+        raise ConfigError("group_by_length is of one dataset; sort or bucket before packing, or leave it False")
     if isinstance(settings.sampler, WeightedSampler):
         raise ConfigError(
             "a WeightedSampler has weights for the samples of one dataset; give the mixture's sources weights"
@@ -128,7 +134,8 @@ def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
     for name, value in (("start_id", start), ("end_id", end)):
         if not 0 <= value <= count:
             raise ConfigError(f"{name} out of range: {value}; the manifest has {count} samples")
-    return Epoch(dataset.hash, start, end, settings.sampler.text, settings.seed, number)
+    text = settings.sampler.text + (f", by length in {settings.group}" if settings.group else "")
+    return Epoch(dataset.hash, start, end, text, settings.seed, number)
 
 
 def _mixed(

@@ -23,6 +23,7 @@ from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.block_order import windows_of
 from penstock.loader.course import Course, begin, check_mixable, quality_of
+from penstock.loader.executors import Executor, executor
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
@@ -37,6 +38,8 @@ from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, refuse_memory_format, settle
 from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
+from penstock.loader.transform import Transform
+from penstock.loader.transform_work import LearnedSizes, TransformWork
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
 from penstock.loader.window_plan import share_windows
@@ -48,6 +51,7 @@ from penstock.observe.stages import StageClock
 from penstock.observe.trace import Trace, trace_in
 from penstock.proof import prove
 from penstock.sizes import whole_number
+from penstock.workers.sample import random_key
 
 __all__ = ["DataLoader", "Loader", "load"]
 
@@ -67,6 +71,7 @@ class Loader(Generic[T]):
 
     def __init__(self, dataset_link: str | Mixture, settings: Settings) -> None:
         self._settings = settings
+        self._lasting = ExitStack()  # what is kept from epoch to epoch
         self._rss = RssGuard.from_environment()
         self._how = tuning(
             settings.profile,
@@ -86,7 +91,12 @@ class Loader(Generic[T]):
         self._rss.sample()
         serve_as_configured()
         self._budget = Budget(settings.cap_bytes)
-        self._start()
+        self._resources = ExitStack()
+        try:
+            self._start()
+        except BaseException:
+            _close(self._resources, self._lasting)
+            raise
 
     def _plan(self, number: int, state: Mapping[str, Any] | None = None) -> Course:
         return begin(self._dataset, self._mixture, self._settings, number, state)
@@ -105,7 +115,9 @@ class Loader(Generic[T]):
         subject = (type(self).__name__, self.manifest_hash, self._settings.limits, self._settings.cap_bytes)
         self._tuner = Tuner(self._how, (*subject, self._course.epoch.order), self._clock, self._delivered, self._rss)
         self._pipeline = self._start_threads()
-        self._statistics = LoaderStatistics(self._delivered, self._budget, self._rss, self._clock, self._tuner)
+        self._statistics = LoaderStatistics(
+            self._delivered, self._budget, self._rss, self._clock, self._tuner, self._restarts()
+        )
         shown = config.flag("TOP") is not False
         live = LiveLoader(self._dataset.base, self.manifest_hash, self._statistics.read, shown=shown)
         self._live = self._resources.enter_context(closing(live))
@@ -139,9 +151,9 @@ class Loader(Generic[T]):
             most_builders=self._tuner.most_prefetch,
             first_alone="://" not in self._dataset.base,  # requests to a store wait more than they compute
             depth=knobs.queue,
-            cancel=self._fetcher.cancel if self._windows is None else self._windows.cancel,
-            release=self._resources.close,
-            stall_timeout_s=options.timeout_seconds or config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S),
+            cancel=self._canceller(),
+            release=partial(_close, self._resources, self._lasting),
+            stall_timeout_s=self._timeout_s,
             clock=self._clock,
             statistics=self._delivered,
             shared=self._windows,
@@ -152,6 +164,14 @@ class Loader(Generic[T]):
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
         raise NotImplementedError
+
+    def _canceller(self) -> Callable[[], None]:
+        """What ends all that builds wait for; it must not hold the loader."""
+        return self._fetcher.cancel if self._windows is None else self._windows.cancel
+
+    def _restarts(self) -> Callable[[], int]:
+        """What counts workers that died and were replaced; it must not hold the loader."""
+        return int
 
     def _side_by_side(self) -> bool:
         """Whether more than one unit can be built at once."""
@@ -189,6 +209,12 @@ class Loader(Generic[T]):
     def epoch(self) -> int:
         """Which epoch this is."""
         return self._course.epoch.epoch
+
+    @property
+    def _timeout_s(self) -> float:
+        """How long any wait may take."""
+        chosen = self._settings.options.timeout_seconds
+        return chosen or config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S)
 
     @property
     def _title(self) -> str:
@@ -299,9 +325,15 @@ class Loader(Generic[T]):
     def _restart(self, course: Course) -> None:
         self._course = course
         trace = self._clock.take_trace()  # it ends with the loader, which goes on
-        self.close()
+        self._stop()
         self._budget.reopen()  # the same one: batches that the caller still holds count as before
         self._start(trace)
+
+    def _stop(self) -> None:
+        """End what belongs to this epoch."""
+        self._finalizer.detach()
+        self._pipeline.close()
+        self._resources.close()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges, all from the consumer's side; sizes in bytes.
@@ -315,7 +347,8 @@ class Loader(Generic[T]):
         ``process_rss_high_water_bytes``: the whole process, as sampled. ``arena_resident_bytes``: pages of the
         budget that are in memory, warm ones without a charge included. ``data_wait_s``: seconds in ``next()``.
         ``plan_s``, ``budget_wait_s``, ``fetch_s``, ``decode_s``, ``queue_wait_s``: seconds that batches were in each
-        stage, added up over threads. ``prefetch_batches``, ``max_queue_batches``, ``decode_threads``: where these are
+        stage, added up over threads; ``transform_s`` is one more. ``worker_restarts_total``: worker processes that
+        died and were replaced. ``prefetch_batches``, ``max_queue_batches``, ``decode_threads``: where these are
         now. ``tune_decisions_total``: how often tuning changed one; with ``tune=True``, ``tune_decisions`` is a list of
         the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``. Of a mixture,
         ``source_samples_total`` is a dict: how many samples of each source were in the epoch so far, on all ranks and
@@ -361,9 +394,8 @@ class Loader(Generic[T]):
 
         Batches, tensors and views that were handed out stay valid.
         """
-        self._finalizer.detach()
-        self._pipeline.close()
-        self._resources.close()
+        self._stop()
+        self._lasting.close()
 
     def __enter__(self) -> Loader[T]:
         return self
@@ -428,10 +460,49 @@ class DataLoader(Loader[Batch]):
     ) -> None:
         settings = settle(options, arguments, defaults(batch_size=512))
         refuse_memory_format(settings.options, "a DataLoader gives bytes")
+        self._executor: Executor | None = None
+        self._sizes = LearnedSizes()
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
-        return _ReadBytes(self._windows or self._fetcher, self._settings.faults, self._budget.total_bytes)
+        transform = self._settings.transform
+        if transform is None:
+            return _ReadBytes(self._windows or self._fetcher, self._settings.faults, self._budget.total_bytes)
+        self._executor = self._executor_now(transform)
+        self._executor.begin(
+            self._budget, random_key(self.manifest_hash, self._course.epoch.seed, self._course.epoch.epoch)
+        )
+        work: Work[Any] = TransformWork(
+            transform,
+            self._executor,
+            self._sizes,
+            policy=self._settings.faults,
+            reader=self._windows or self._fetcher,
+            locate=partial(_located, self._dataset),
+            clock=self._clock,
+        )
+        return work
+
+    def _executor_now(self, transform: Transform) -> Executor:
+        """The last epoch's where that is kept."""
+        options = self._settings.options
+        if self._executor is not None and options.persistent_workers:
+            return self._executor
+        made = executor(transform, options.num_workers, options.multiprocessing_context, self._timeout_s)
+        (self._lasting if options.persistent_workers else self._resources).enter_context(closing(made))
+        return made
+
+    def _canceller(self) -> Callable[[], None]:
+        if self._executor is None:
+            return super()._canceller()
+        return partial(_call, super()._canceller(), self._executor.cancel)
+
+    def _restarts(self) -> Callable[[], int]:
+        return int if self._executor is None else partial(getattr, self._executor, "restarts")
+
+    def _side_by_side(self) -> bool:
+        transform = self._settings.transform
+        return transform is None or transform.most_bytes is not None
 
 
 def load(
@@ -456,6 +527,21 @@ def _dataset(link: str | Mixture, settings: Settings) -> Dataset:
         return opened(link)
     check_mixable(settings)
     return join(link.names, [opened(one) for one in link.links], link.labels)
+
+
+def _close(*resources: ExitStack) -> None:
+    _call(*(each.close for each in resources))
+
+
+def _call(*functions: Callable[[], None]) -> None:
+    for function in functions:
+        function()
+
+
+def _located(dataset: Dataset, unit: Unit, row: int) -> str:
+    """Where a sample is, for people."""
+    location, offset = dataset.location(int(unit.locations[row])), int(unit.offsets[row])
+    return location if offset < 0 else f"{location} at offset {offset}"
 
 
 def _nothing(_: object) -> None:

@@ -6,13 +6,15 @@ that the manifest lacks come from a function that the caller gives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from penstock.dataset.joined import Samples
-from penstock.errors import ManifestError, UnitTooLarge
+from penstock.errors import ConfigError, ManifestError, UnitTooLarge
+from penstock.loader.by_length import BatchCost, prefix_costs
 from penstock.loader.order import Int64Array, Order
 from penstock.loader.split import Steps
 
@@ -29,13 +31,22 @@ class BatchLimits:
 
     Attributes:
         samples: most samples in a batch, at least 1.
-        target_bytes: a batch that holds this much takes no further sample; None = batches are cut by count alone.
+        target_bytes: a batch that holds this much takes no further sample; None = batches aren't cut by bytes.
         cap_bytes: no batch is larger than this.
+        cost: what batches cost; None = they are cut by count or bytes alone.
+        most_cost: of a batch.
     """
 
     samples: int
     target_bytes: int | None
     cap_bytes: int
+    cost: BatchCost | None = None
+    most_cost: float = math.inf
+
+    @property
+    def by_count(self) -> bool:
+        """Whether all batches but the last have the same number of samples."""
+        return self.target_bytes is None and self.cost is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +213,10 @@ def _cut_by_bytes(
         lengths = np.asarray(manifest.length[ids], dtype=np.int64)
         _check_lengths(ids, lengths, limits.cap_bytes)
         ends_epoch = start + len(ids) == order.count
-        cuts = _full_batches(lengths, limits, keep_last=ends_epoch)
+        if limits.cost is None:
+            cuts = _full_batches(lengths, limits, keep_last=ends_epoch)
+        else:
+            cuts = _batches_of_cost(ids, lengths, limits, limits.cost, keep_last=ends_epoch)
         for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
             yield start + begin, ids[begin:end]
         start += cuts[-1]
@@ -238,6 +252,28 @@ def _full_batches(lengths: Int64Array, limits: BatchLimits, *, keep_last: bool) 
         total += length
     if keep_last or not cuts:
         cuts.append(len(lengths))
+    return cuts
+
+
+def _batches_of_cost(
+    ids: Int64Array, lengths: Int64Array, limits: BatchLimits, cost: BatchCost, *, keep_last: bool
+) -> list[int]:
+    """Ends of the batches in a window, as ``_full_batches``: each as long as its cost allows."""
+    cuts: list[int] = []
+    start = 0
+    while start < len(lengths):
+        costs = prefix_costs(cost, lengths[start : start + limits.samples])
+        over = np.flatnonzero(costs > limits.most_cost)
+        if over.size and over[0] == 0:
+            raise ConfigError(
+                f"sample {ids[start]} ({lengths[start]} bytes) alone costs {costs[0]:g}, more than max_batch_cost "
+                f"{limits.most_cost:g}; raise it"
+            )
+        taken = int(over[0]) if over.size else len(costs)
+        if not over.size and taken < limits.samples and not keep_last and cuts:
+            break  # what follows the window may still belong to it
+        start += taken
+        cuts.append(start)
     return cuts
 
 

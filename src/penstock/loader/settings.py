@@ -14,7 +14,8 @@ from penstock.loader.options import AnyOptions, LoaderOptions, checked_knob
 from penstock.loader.plan import BatchLimits
 from penstock.loader.sampler import AnySampler, BlockSampler, DistributedSampler, RandomSampler, SequentialSampler
 from penstock.loader.split import Split
-from penstock.sizes import Size, format_bytes, parse_bytes, whole_number
+from penstock.loader.transform import Transform, transform_of
+from penstock.sizes import Size, boolean, format_bytes, parse_bytes, whole_number
 
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "refuse_memory_format", "settle"]
 
@@ -48,6 +49,8 @@ class Settings:
         queue: the same of finished batches that may wait.
         profile: where tuning starts, or None.
         range: first sample and end, or None for all.
+        group: samples that are sorted by length together; 0 = they aren't.
+        transform: what becomes of samples before they are handed out, or None.
         resume: a state to go on from, or None.
         faults: what becomes of faulty samples.
         manifest_store_root: where manifests are kept, or None.
@@ -66,6 +69,8 @@ class Settings:
     queue: int | None
     profile: str | None
     range: tuple[int, int] | None
+    group: int
+    transform: Transform | None
     resume: Mapping[str, Any] | None
     faults: FaultPolicy
     manifest_store_root: str | None
@@ -106,7 +111,18 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
     cap_bytes = _whole_bytes(given, "max_inflight_bytes", DEFAULT_INFLIGHT_BYTES, most=_MOST_INFLIGHT_BYTES)
     limits = _limits(knobs.batch_size, cap_bytes, given)
     knobs = _one_world(knobs, given)
-    _refuse_idle(knobs)
+    transform = transform_of(given)
+    _refuse_idle(knobs, transform)
+    if (
+        options is not None
+        and transform is not None
+        and not knobs.enable_transforms
+        and "enable_transforms" not in given
+    ):
+        raise ConfigError(
+            "there is a transform, and the options say enable_transforms=False, which is their default; set it True for "
+            "the transform to act, or give the keyword enable_transforms=False to leave it out"
+        )
     settings = Settings(
         options=knobs,
         cap_bytes=cap_bytes,
@@ -119,6 +135,8 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
         queue=given.get("max_queue_batches"),
         profile=given.get("profile"),
         range=_range(given),
+        group=knobs.collate_buffer_size if boolean("group_by_length", given.get("group_by_length", False)) else 0,
+        transform=None if given.get("enable_transforms") is False else transform,
         resume=given.get("resume"),
         faults=FaultPolicy.checked(given.get("on_error", "raise"), given.get("max_errors")),
         manifest_store_root=given.get("manifest_store_root"),
@@ -126,7 +144,21 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
         node_id=given.get("node_id"),
     )
     _require_room(settings)
+    _require_own_order(settings)
     return settings
+
+
+def _require_own_order(settings: Settings) -> None:
+    """Units of a block shuffle are read once, in the order of its windows."""
+    if not isinstance(settings.sampler, BlockSampler):
+        return
+    if settings.group:
+        raise ConfigError("group_by_length sorts samples and a BlockSampler says where they are; leave one of them")
+    if settings.transform is not None and settings.transform.most_bytes is None:
+        raise ConfigError(
+            "a transform of a BlockSampler's samples needs transform_bytes, the most bytes that one result takes: its "
+            "windows are read once, before results can show how large they are"
+        )
 
 
 def _require_room(settings: Settings) -> None:
@@ -183,14 +215,15 @@ def _one_world(knobs: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
     return knobs.replace(shard_rank=theirs[0], shard_world_size=theirs[1])
 
 
-def _refuse_idle(knobs: LoaderOptions) -> None:
+def _refuse_idle(knobs: LoaderOptions, transform: Transform | None) -> None:
     """What would have nothing to act on."""
-    if knobs.enable_transforms:
+    if knobs.enable_transforms and transform is None:
         raise ConfigError("enable_transforms is True, and there is no transform to enable; leave it False")
-    if knobs.multiprocessing_context != "spawn":
+    in_processes = transform is not None and transform.workers == "processes"
+    if knobs.multiprocessing_context != "spawn" and not in_processes:
         raise ConfigError(
             f"multiprocessing_context is {knobs.multiprocessing_context!r}, and there are no processes: this loader "
-            "works in threads; leave it 'spawn'"
+            "works in threads; leave it 'spawn', or give a transform with workers='processes'"
         )
     if knobs.non_blocking and not knobs.pin_memory:
         raise ConfigError(
@@ -207,12 +240,13 @@ def _split(limits: BatchLimits, knobs: LoaderOptions) -> Split | None:
         raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
     if worker >= workers:
         raise ConfigError(f"worker_id is {worker}; with num_workers_pytorch {workers} it goes from 0 to {workers - 1}")
-    if limits.target_bytes is None:
+    if limits.by_count:
         return Split(limits.samples, rank, world_size, knobs.drop_last, worker, workers)
     if world_size > 1 or workers > 1 or knobs.drop_last:
         raise ConfigError(
             "world_size, num_workers_pytorch and drop_last need batches that are cut by count: ranks can't agree on "
-            "how many there are when they are cut by bytes. Leave target_batch_bytes and max_batch_bytes unset"
+            "how many there are when they are cut by bytes or cost. Leave target_batch_bytes, max_batch_bytes and "
+            "batch_cost unset"
         )
     return None
 
@@ -236,6 +270,8 @@ def _prefetch(knobs: LoaderOptions, given: Mapping[str, Any]) -> int | None:
 
 
 def _limits(samples: int, cap_bytes: int, given: Mapping[str, Any]) -> BatchLimits:
+    if "batch_cost" in given or "max_batch_cost" in given:
+        return _cost_limits(samples, cap_bytes, given)
     if "target_batch_bytes" not in given and "max_batch_bytes" not in given:
         return BatchLimits(samples, None, cap_bytes)
     most_bytes = _whole_bytes(given, "max_batch_bytes", cap_bytes)
@@ -244,6 +280,20 @@ def _limits(samples: int, cap_bytes: int, given: Mapping[str, Any]) -> BatchLimi
             f"max_batch_bytes {most_bytes} is more than max_inflight_bytes {cap_bytes}; lower it or raise the cap"
         )
     return BatchLimits(samples, _whole_bytes(given, "target_batch_bytes", most_bytes), most_bytes)
+
+
+def _cost_limits(samples: int, cap_bytes: int, given: Mapping[str, Any]) -> BatchLimits:
+    cost, most = given.get("batch_cost"), given.get("max_batch_cost")
+    if not callable(cost) or isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+        raise ConfigError(
+            f"batch_cost is {cost!r} and max_batch_cost {most!r}; give both: a function of lengths, such as "
+            "penstock.padded_bytes, and a number above 0"
+        )
+    if "target_batch_bytes" in given or "max_batch_bytes" in given:
+        raise ConfigError(
+            "batches are cut by batch_cost or by bytes; leave target_batch_bytes and max_batch_bytes unset"
+        )
+    return BatchLimits(samples, None, cap_bytes, cost, float(most))
 
 
 def _whole_bytes(given: Mapping[str, Any], name: str, default: int, *, most: int = (1 << 63) - 1) -> int:

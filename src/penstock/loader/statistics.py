@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.budget import Budget, RssGuard
@@ -21,6 +22,7 @@ class LoaderStatistics:
     rss: RssGuard
     clock: StageClock
     tuner: Tuner
+    restarts: Callable[[], int]
 
     def read(self) -> dict[str, int | float]:
         """See ``Loader.stats``."""
@@ -37,6 +39,7 @@ class LoaderStatistics:
             "process_rss_bytes": self.rss.sample(),
             "process_rss_high_water_bytes": self.rss.high_water_bytes,
             "arena_resident_bytes": self.budget.resident_bytes,
+            "worker_restarts_total": self.restarts(),
             **self.tuner.numbers(),
             **self.clock.seconds(),
         }

@@ -10,13 +10,14 @@ from penstock.observe.trace import Trace
 
 __all__ = ["STAGES", "Stage", "StageClock"]
 
-Stage: TypeAlias = Literal["plan", "budget_wait", "fetch", "decode", "queue_wait", "data_wait"]
+Stage: TypeAlias = Literal["plan", "budget_wait", "fetch", "decode", "transform", "queue_wait", "data_wait"]
 
 STAGES: Final[dict[Stage, str]] = {
     "plan": "deciding what to read for a batch, and asking for sizes that the manifest lacks",
     "budget_wait": "waiting until the cap has room for the batch",
     "fetch": "bringing its bytes into memory",
     "decode": "making pixels of them",
+    "transform": "running the user's transform, and joining its results",
     "queue_wait": "lying finished until next() asks for it",
     "data_wait": "next() waiting for it",
 }

@@ -14,8 +14,10 @@ import numpy as np
 from penstock.compat.s3dlio.dataset import PyDataset, PyVecDataset, require_s3
 from penstock.compat.s3dlio.options import options_of
 from penstock.compat.s3dlio.prefix import Prefix
+from penstock.errors import ConfigError
 from penstock.loader import DataLoader, LoaderOptions
 from penstock.loader.options import AnyOptions
+from penstock.loader.sampler import BlockSampler
 from penstock.loader.settings import refuse_memory_format, settle
 from penstock.loader.split import Steps
 from penstock.loader.state import Epoch
