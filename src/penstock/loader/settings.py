@@ -113,16 +113,8 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
     knobs = _one_world(knobs, given)
     transform = transform_of(given)
     _refuse_idle(knobs, transform)
-    if (
-        options is not None
-        and transform is not None
-        and not knobs.enable_transforms
-        and "enable_transforms" not in given
-    ):
-        raise ConfigError(
-            "there is a transform, and the options say enable_transforms=False, which is their default; set it True for "
-            "the transform to act, or give the keyword enable_transforms=False to leave it out"
-        )
+    if options is not None and "enable_transforms" not in given:
+        _require_no_doubt(knobs, transform)
     settings = Settings(
         options=knobs,
         cap_bytes=cap_bytes,
@@ -229,6 +221,15 @@ def _refuse_idle(knobs: LoaderOptions, transform: Transform | None) -> None:
         raise ConfigError(
             "non_blocking is True and pin_memory False; a GPU copies on its own from page-locked memory alone: set "
             "pin_memory=True as well"
+        )
+
+
+def _require_no_doubt(knobs: LoaderOptions, transform: Transform | None) -> None:
+    """In a record nobody can tell a False that was meant from the default."""
+    if transform is not None and not knobs.enable_transforms:
+        raise ConfigError(
+            "there is a transform, and the options say enable_transforms=False, which is their default; set it True "
+            "for the transform to act, or give the keyword enable_transforms=False to leave it out"
         )
 
 
