@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock import errors, vision
+    from penstock import errors, torch, vision
     from penstock.budget import Budget
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
@@ -39,6 +39,7 @@ __all__ = [
     "pack",
     "pack_dir",
     "resolve_manifest_hash",
+    "torch",
     "vision",
 ]
 
@@ -57,7 +58,12 @@ _HOMES = {
     "pack_dir": "penstock.packing",
     "resolve_manifest_hash": "penstock.dataset.resolve",
 }
-_MODULES = {"errors": "penstock.errors", "metrics": "penstock.observe.metrics", "vision": "penstock.vision"}
+_MODULES = {
+    "errors": "penstock.errors",
+    "metrics": "penstock.observe.metrics",
+    "torch": "penstock.torch",
+    "vision": "penstock.vision",
+}
 
 
 def __getattr__(name: str) -> Any:
