@@ -140,7 +140,7 @@ class Ahead(Iterator[R], Generic[S, R]):
         finish: ends it, in order, when it is handed out.
         ahead: how many are started before the one that is handed out.
         snapshot: the state of the source, taken after each item.
-        let_go: frees what can be freed, when the source says that too much is held.
+        let_go: frees what can be freed: at the end, and when the source says that too much is held.
     """
 
     def __init__(
@@ -167,6 +167,7 @@ class Ahead(Iterator[R], Generic[S, R]):
                 self._ended = error
         if not self._started:
             assert self._ended is not None
+            self._let_go()
             ended, self._ended = self._ended, StopIteration()
             raise ended
         started, self.state = self._started.popleft()
