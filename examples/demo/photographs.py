@@ -28,7 +28,7 @@ SIZES = (256, 480)  # pixels of a side
 SEED = 20_250_101
 
 
-def image_folder(out: Path, say: Callable[[str], None]) -> Path:
+def image_folder(out: Path, say: Callable[[str], None], images_per_class: int = IMAGES_PER_CLASS) -> Path:
     """The folder of photographs below ``out``; made at the first call, some tens of MB of JPEG."""
     folder = out / "photographs"
     if folder.is_dir():
@@ -36,14 +36,14 @@ def image_folder(out: Path, say: Callable[[str], None]) -> Path:
     pictures = dict(_pictures())
     if len(pictures) < 2:
         raise SystemExit("demo: error: scikit-learn and scikit-image ship no photographs here; give DATA=folder")
-    say(f"cutting {IMAGES_PER_CLASS * len(pictures)} photographs out of {len(pictures)} into {folder} ...")
+    say(f"cutting {images_per_class * len(pictures)} photographs out of {len(pictures)} into {folder} ...")
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = [
             pool.submit(_cut, picture, unfinished / name / f"{number:04}.jpg", SEED + 1000 * place + number)
             for place, (name, picture) in enumerate(pictures.items())
-            for number in range(IMAGES_PER_CLASS)
+            for number in range(images_per_class)
         ]
         for task in tasks:
             task.result()

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock import errors, vision
+    from penstock import errors, torch, vision
     from penstock.budget import Budget
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
@@ -43,6 +43,7 @@ __all__ = [
     "pad",
     "padded_bytes",
     "resolve_manifest_hash",
+    "torch",
     "vision",
 ]
 
@@ -64,7 +65,12 @@ _HOMES = {
     "padded_bytes": "penstock.loader",
     "resolve_manifest_hash": "penstock.dataset.resolve",
 }
-_MODULES = {"errors": "penstock.errors", "metrics": "penstock.observe.metrics", "vision": "penstock.vision"}
+_MODULES = {
+    "errors": "penstock.errors",
+    "metrics": "penstock.observe.metrics",
+    "torch": "penstock.torch",
+    "vision": "penstock.vision",
+}
 
 
 def __getattr__(name: str) -> Any:

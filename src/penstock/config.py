@@ -126,6 +126,9 @@ VARIABLES: dict[str, Variable] = {
     "METRICS_PORT": _own(
         "METRICS_PORT", "unset", "loaders serve Prometheus metrics on this port of 127.0.0.1", seed=False
     ),
+    "RANK": Variable(("RANK",), "0", "which rank this process is, for `penstock.torch`; torchrun sets it"),
+    "WORLD_SIZE": Variable(("WORLD_SIZE",), "1", "how many ranks there are, for `penstock.torch`; together with RANK"),
+    "LOCAL_RANK": Variable(("LOCAL_RANK",), "0", "which GPU of this machine `penstock.torch.DeviceLoader` copies to"),
     "LOG": _own("LOG", "warning", "log level of the command line: debug, info, warning or error"),
 }
 

@@ -108,6 +108,10 @@ class LoaderState:
             return self.done_together(self.reached())
         return self.done()
 
+    def step_count(self) -> int:
+        """All steps of what was left when the loader began."""
+        return self._steps().whole_count
+
     def done_together(self, step: int) -> Intervals:
         """Positions that are done when all ranks have taken the first ``step`` of all steps."""
         return united([*self.begun_with, *self._left().intervals(0, self._steps().end(step))])
