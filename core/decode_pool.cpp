@@ -86,7 +86,7 @@ void Worker::decode(const DecodeBatch& batch, size_t index) {
   try {
     status = attempt(batch, index, message);
   } catch (const std::bad_alloc&) {  // which would end the process: nobody is above us on this thread
-    message = "no memory is left to decode it";
+    status = DecodeStatus::no_memory;
   }
   batch.statuses[index] = static_cast<int32_t>(status);
   if (!message.empty()) (*batch.messages)[index] = std::move(message);

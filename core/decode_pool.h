@@ -25,6 +25,7 @@ enum class DecodeStatus : int32_t {
   not_jpeg = 1,   // nothing was written; another decoder may know these bytes
   damaged = 2,    // `messages` says why
   too_large = 3,  // more pixels than the limit; nothing was decoded
+  no_memory = 4,  // this machine's fault, not the file's
 };
 
 // n pictures in, n blocks of format.sample_bytes() * 3 * width * height bytes out.

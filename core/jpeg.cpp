@@ -5,6 +5,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include <jerror.h>
@@ -175,7 +176,9 @@ struct JpegDecoder::State {
 bool JpegDecoder::State::run(const uint8_t* data, size_t size, const Window& window, int width, int height, bool flip,
                              uint8_t* planes) {
   if (setjmp(failure.escape) != 0) {
+    const bool no_memory = info.err->msg_code == JERR_OUT_OF_MEMORY;
     jpeg_abort_decompress(&info);
+    if (no_memory) throw std::bad_alloc();
     return false;
   }
   open(data, size);

@@ -117,6 +117,7 @@ void register_decode(nb::module_& m) {
   m.attr("DECODE_NOT_JPEG") = static_cast<int>(DecodeStatus::not_jpeg);
   m.attr("DECODE_DAMAGED") = static_cast<int>(DecodeStatus::damaged);
   m.attr("DECODE_TOO_LARGE") = static_cast<int>(DecodeStatus::too_large);
+  m.attr("DECODE_NO_MEMORY") = static_cast<int>(DecodeStatus::no_memory);
 }
 
 }  // namespace penstock

@@ -146,6 +146,8 @@ DECODE_DAMAGED: int = 2
 
 DECODE_TOO_LARGE: int = 3
 
+DECODE_NO_MEMORY: int = 4
+
 def read_ranges(fds: Int64s, file_offsets: Int64s, lengths: Int64s, dest: Buffer, dest_offsets: Int64s, expected_crcs: Int64s | None = None, threads: int = 1) -> tuple[int, int, int]:
     """
     Read ranges, each of an open file, into ``dest``; ascending neighbours become one system call.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -380,3 +382,32 @@ def test_going_on_shows_the_same_pixels_on_other_ranks(dataset):
     ]
     by_rank = torch.stack(ranks).unflatten(1, (2, 2))  # five ranks, two steps, batches of two
     assert torch.equal(by_rank.transpose(0, 1).flatten(0, 2), whole[4:])
+
+
+def test_a_picture_that_no_memory_is_left_for_is_not_called_damaged():
+    """A progressive picture of 36 Mpixel takes 100 MB inside libjpeg; this child may take 50 MB more than it has."""
+    code = (
+        "import io, resource, sys\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "from penstock.errors import DecodeError, PenstockError\n"
+        "from penstock.loader.decode import NativeDecoder\n"
+        "from tests.decoding import decode\n"
+        "out = io.BytesIO()\n"
+        "Image.new('RGB', (6000, 6000), 'red').save(out, 'JPEG', progressive=True)\n"
+        "decoder = NativeDecoder(1, most_pixels=1 << 27)\n"
+        "small = io.BytesIO()\n"
+        "Image.new('RGB', (8, 8)).save(small, 'JPEG')\n"
+        "decode(decoder, [small.getvalue()], (8, 8))\n"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + (50 << 20), resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    decode(decoder, [out.getvalue()], (8, 8))\n"
+        "except PenstockError as error:\n"
+        "    print(type(error).__name__, error)\n"
+        "decode(decoder, [small.getvalue()], (8, 8))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("PenstockError no memory is left to decode sample 0 ")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import _core
-from penstock.errors import DecodeError
+from penstock.errors import DecodeError, PenstockError
 from penstock.loader.augment import Float64Array, UInt8Array
 from penstock.loader.faults import STRICT, Faults
 from penstock.loader.order import Int64Array
@@ -98,6 +98,13 @@ class Encoded:
         message = f"sample {sample} ({length} bytes) can't be decoded: {reason}; replace or remove the image"
         self.faults.add(index, DecodeError(message, sample_id=sample))
 
+    def no_memory(self, index: int) -> PenstockError:
+        """What to raise where the machine, not the file, is at fault."""
+        return PenstockError(
+            f"no memory is left to decode sample {self.sample_ids[index]} ({self.lengths[index]} bytes); use fewer "
+            "threads (PENSTOCK_DECODE_THREADS), lower max_inflight_bytes, or give this process more memory"
+        )
+
     def sound_lengths(self) -> Int64Array:
         """Lengths, and 0 for files that are faulty, which the core then refuses at a glance."""
         lengths = self.lengths.copy()
@@ -163,6 +170,8 @@ class PillowDecoder:
                 return
             try:
                 pixels = self._pixels(encoded, index, picture)
+            except MemoryError as error:
+                raise encoded.no_memory(index) from error
             except Exception as error:
                 encoded.blame(index, error)
             else:
@@ -255,6 +264,8 @@ class NativeDecoder:
         for index in np.flatnonzero(statuses != _core.DECODE_NOT_JPEG).tolist():
             if statuses[index] == _core.DECODE_DAMAGED:
                 encoded.blame(index, messages[index])
+            if statuses[index] == _core.DECODE_NO_MEMORY:
+                raise encoded.no_memory(index)
             if statuses[index] == _core.DECODE_TOO_LARGE:
                 encoded.blame(index, _too_large(self._most_pixels))
         others = np.flatnonzero(statuses == _core.DECODE_NOT_JPEG).tolist()
