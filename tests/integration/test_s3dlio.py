@@ -383,7 +383,7 @@ def test_e2_86_what_can_not_be_honoured_is_said_where_the_loader_is_made(uri):
         s3dlio.create_async_loader(uri, s3dlio.PyLoaderOptions().distributed_sampling(8, 8))
     with pytest.raises(ConfigError, match="memory_format is 'channels_last'.*bytes"):
         s3dlio.create_async_loader(uri, s3dlio.PyLoaderOptions().channels_last())
-    with pytest.raises(ConfigError, match="numbers aren't read"):
+    with pytest.raises(ConfigError, match="these numbers aren't read"):
         s3dlio.PyAsyncDataLoader(vec(3), {"sampler_type": "block"})
     with pytest.raises(ConfigError, match="memory_format is 'channels_last'.*numbers"):
         s3dlio.PyAsyncDataLoader(vec(3), s3dlio.PyLoaderOptions().channels_last())
