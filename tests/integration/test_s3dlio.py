@@ -323,6 +323,26 @@ def test_the_event_loop_goes_on_while_a_batch_is_waited_for_and_a_cancelled_wait
 
 
 @pytest.mark.s3
+def test_a_wait_that_ends_with_its_event_loop_goes_on_in_another(s3_proxy, s3_uri, items, caplog):
+    reached, opened = gate(s3_proxy, "/005.bin")
+    batches = aiter(s3dlio.create_async_loader(s3_uri, {"batch_size": 40}))
+
+    async def give_up():
+        waiting = asyncio.ensure_future(anext(batches))
+        while not reached.is_set():
+            await asyncio.sleep(0.01)
+        return waiting.done()
+
+    async def go_on():
+        return [batch async for batch in batches]
+
+    assert asyncio.run(give_up()) is False
+    opened.set()
+    assert flat(asyncio.run(go_on())) == [items[name] for name in sorted(items)]
+    assert not [record for record in caplog.records if record.name.startswith(("asyncio", "concurrent"))]
+
+
+@pytest.mark.s3
 def test_closing_a_pass_wakes_whoever_waits(s3_proxy, s3_uri):
     loader = s3dlio.create_async_loader(s3_uri, {"batch_size": 40})
     reached, opened = gate(s3_proxy, "/005.bin")
@@ -363,6 +383,8 @@ def test_e2_86_what_can_not_be_honoured_is_said_where_the_loader_is_made(uri):
         s3dlio.create_async_loader(uri, s3dlio.PyLoaderOptions().distributed_sampling(8, 8))
     with pytest.raises(ConfigError, match="memory_format is 'channels_last'.*bytes"):
         s3dlio.create_async_loader(uri, s3dlio.PyLoaderOptions().channels_last())
+    with pytest.raises(ConfigError, match="these numbers aren't read"):
+        s3dlio.PyAsyncDataLoader(vec(3), {"sampler_type": "block"})
     with pytest.raises(ConfigError, match="memory_format is 'channels_last'.*numbers"):
         s3dlio.PyAsyncDataLoader(vec(3), s3dlio.PyLoaderOptions().channels_last())
 

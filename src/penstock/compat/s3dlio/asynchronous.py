@@ -50,9 +50,11 @@ class AsyncBatches:
             if self._coming is None:
                 self._coming = self._thread.submit(self._next)
             try:
-                batch = await asyncio.shield(asyncio.wrap_future(self._coming))
+                batch = await asyncio.wrap_future(self._coming)
             except asyncio.CancelledError:
-                raise  # what is coming still comes
+                if self._coming.cancelled():  # it hadn't begun; what has begun still comes
+                    self._coming = None
+                raise
             except BaseException:
                 self._end()
                 raise
