@@ -121,6 +121,7 @@ class Loader(Generic[T]):
             self._course.steps,
             first_step=self._course.begun.steps,
             together=options.collate_buffer_size,
+            repeats=self._course.repeats,
         )
         pipeline = Pipeline(
             units,

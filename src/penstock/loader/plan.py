@@ -13,7 +13,7 @@ import numpy as np
 
 from penstock.dataset.joined import Samples
 from penstock.errors import ManifestError, UnitTooLarge
-from penstock.loader.order import Int64Array, Order
+from penstock.loader.order import Int64Array, Order, Remaining
 from penstock.loader.split import Steps
 
 __all__ = ["BatchLimits", "Span", "Unit", "coalesce", "plan_units"]
@@ -48,6 +48,7 @@ class Unit:
         lengths: bytes of each sample, never negative.
         crcs: expected crc32c; -1 = unknown.
         labels: label ids, or None when the samples have none.
+        visits: another number whenever a sample comes again; None where each comes once, or nobody asks.
     """
 
     index: int
@@ -57,6 +58,12 @@ class Unit:
     lengths: Int64Array
     crcs: Int64Array
     labels: Int64Array | None
+    visits: Int64Array | None = None
+
+    @property
+    def chances(self) -> Int64Array:
+        """What random choices about each sample are by."""
+        return self.sample_ids if self.visits is None else self.visits
 
     @property
     def payload_bytes(self) -> int:
@@ -73,6 +80,7 @@ class Unit:
             lengths=self.lengths[rows],
             crcs=self.crcs[rows],
             labels=None if self.labels is None else self.labels[rows],
+            visits=None if self.visits is None else self.visits[rows],
         )
 
     def dest_offsets(self) -> Int64Array:
@@ -95,6 +103,7 @@ def plan_units(
     *,
     first_step: int = 0,
     together: int = _LOOKAHEAD_SAMPLES,
+    repeats: bool = False,
 ) -> Iterator[Unit]:
     """Cut an epoch into units of work, in delivery order, a few thousand rows at a time.
 
@@ -106,6 +115,7 @@ def plan_units(
         steps: which positions make up the batches; needed where they aren't cut by bytes.
         first_step: the first of them.
         together: samples that are planned in one go.
+        repeats: samples may come several times, so units number their visits.
 
     Raises:
         ManifestError: a batch mixes labelled and unlabelled rows, or batches are cut by bytes and a row has no
@@ -116,8 +126,10 @@ def plan_units(
         cut = _cut_by_bytes(manifest, order, limits, together)
     else:
         cut = _cut_in_steps(order, steps, first_step, together)
-    for index, ids in enumerate(cut):
+    for index, (start, ids) in enumerate(cut):
         unit = _unit(manifest, index, ids, size_of)
+        if repeats:
+            unit = replace(unit, visits=_visits(order, np.arange(start, start + len(ids), dtype=np.int64)))
         if unit.payload_bytes > limits.cap_bytes:
             raise UnitTooLarge(
                 f"batch payload bytes {unit.payload_bytes} exceeds max_inflight_bytes {limits.cap_bytes} "
@@ -129,14 +141,20 @@ def plan_units(
         yield unit
 
 
-def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[Int64Array]:
+def _visits(order: Order, positions: Int64Array) -> Int64Array:
+    """Where these are in the whole epoch: the same however often it was interrupted."""
+    return order.whole(positions) if isinstance(order, Remaining) else positions
+
+
+def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[tuple[int, Int64Array]]:
+    """The first position and the samples of each batch."""
     size = max(1, together // steps.batch_size)  # steps that are evaluated together
     for first in range(first_step, steps.count, size):
         bounds = [steps.batch(step) for step in range(first, min(first + size, steps.count))]
         ids = order.at(_positions(bounds))
         begin = 0
         for start, end in bounds:
-            yield ids[begin : begin + end - start]
+            yield start, ids[begin : begin + end - start]
             begin += end - start
 
 
@@ -147,7 +165,10 @@ def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
     return np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in bounds])
 
 
-def _cut_by_bytes(manifest: Samples, order: Order, limits: BatchLimits, together: int) -> Iterator[Int64Array]:
+def _cut_by_bytes(
+    manifest: Samples, order: Order, limits: BatchLimits, together: int
+) -> Iterator[tuple[int, Int64Array]]:
+    """The first position and the samples of each batch."""
     start = 0
     window = max(together, limits.samples)
     while start < order.count:
@@ -157,7 +178,7 @@ def _cut_by_bytes(manifest: Samples, order: Order, limits: BatchLimits, together
         ends_epoch = start + len(ids) == order.count
         cuts = _full_batches(lengths, limits, keep_last=ends_epoch)
         for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
-            yield ids[begin:end]
+            yield start + begin, ids[begin:end]
         start += cuts[-1]
 
 
