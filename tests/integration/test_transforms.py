@@ -18,6 +18,7 @@ from tests.integration import transforms_used as used
 
 import penstock
 from penstock.errors import ClosedError, ConfigError, TransformError, UnitTooLarge
+from penstock.loader import RandomSampler
 
 WAYS = [
     {"workers": "threads"},
@@ -410,3 +411,14 @@ def test_a_script_without_a_main_guard_is_told(dataset, tmp_path):
     path.write_text(SCRIPT.format(link=dataset.link, store=dataset.store).replace("processes", "threads"))
     found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=True)
     assert "[ 0  1  2" in found.stdout
+
+
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+def test_a_sample_that_comes_again_draws_other_numbers_each_time(load, workers):
+    how = {"transform": used.drawn, "workers": workers, "sampler": RandomSampler(replacement=True), "seed": 3}
+    batches = [np.array(batch) for batch in load(**how)]
+    pairs = [tuple(row) for batch in batches for row in batch.tolist()]  # sample id, number
+    ids = [sample for sample, _ in pairs]
+    assert len(set(ids)) < len(ids) == len(set(pairs)) == len({number for _, number in pairs})
+    again = [tuple(row) for batch in load(**how, batch_size=3) for row in np.array(batch).tolist()]
+    assert again == pairs

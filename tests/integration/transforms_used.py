@@ -86,3 +86,7 @@ class Announce:
             while True:
                 time.sleep(60)
         return sample.id
+
+
+def drawn(sample):
+    return np.array([sample.id, sample.rng.integers(1 << 60)])

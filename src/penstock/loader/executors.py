@@ -240,8 +240,9 @@ class Processes:
         starts = unit.dest_offsets()[rows] + task.raw.arena_offset
         labels = [None] * len(rows) if unit.labels is None else unit.labels[rows].tolist()
         ids, lengths = unit.sample_ids[rows].tolist(), unit.lengths[rows].tolist()
+        chances = unit.chances[rows].tolist()
         return {
-            "samples": list(zip(ids, starts.tolist(), lengths, labels, strict=True)),
+            "samples": list(zip(ids, starts.tolist(), lengths, labels, chances, strict=True)),
             "places": rows,
             "count": task.layout.count,
             "cells": task.layout.cells,
@@ -309,6 +310,7 @@ class _Samples(Sequence[Sample]):
         self._data = _bytes_of(task.raw)
         self._offsets: list[int] = unit.dest_offsets().tolist()
         self._ids: list[int] = unit.sample_ids.tolist()
+        self._chances: list[int] = unit.chances.tolist()
         self._labels: list[int] | None = None if unit.labels is None else unit.labels.tolist()
         self._key = key
 
@@ -317,7 +319,8 @@ class _Samples(Sequence[Sample]):
 
     def __getitem__(self, row: Any) -> Any:
         data = self._data[self._offsets[row] : self._offsets[row + 1]]
-        return Sample(data, self._ids[row], None if self._labels is None else self._labels[row], self._key)
+        label = None if self._labels is None else self._labels[row]
+        return Sample(data, self._ids[row], label, key=self._key, chance=self._chances[row])
 
 
 class _Sharing:

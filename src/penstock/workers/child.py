@@ -106,8 +106,8 @@ class _Work:
             return self._answer([samples], [0], layout, results)
         return self._answer(samples, message["places"], layout, results)
 
-    def _sample(self, sample_id: int, start: int, length: int, label: int | None) -> Sample:
-        return Sample(self._memory[start : start + length], sample_id, label, self._key)
+    def _sample(self, sample_id: int, start: int, length: int, label: int | None, chance: int) -> Sample:
+        return Sample(self._memory[start : start + length], sample_id, label, key=self._key, chance=chance)
 
     def _answer(self, inputs: list[Any], places: list[int], layout: Layout, results: UInt8Array) -> Message:
         forms: list[Form] = []

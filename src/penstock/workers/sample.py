@@ -22,23 +22,25 @@ class Sample:
         label: its label id, or None when the samples have none.
     """
 
-    __slots__ = ("_key", "_rng", "data", "id", "label")
+    __slots__ = ("_chance", "_key", "_rng", "data", "id", "label")
 
-    def __init__(self, data: UInt8Array, sample_id: int, label: int | None, key: int) -> None:
+    def __init__(self, data: UInt8Array, sample_id: int, label: int | None, *, key: int, chance: int) -> None:
         self.data = data
         self.id = sample_id
         self.label = label
         self._key = key
+        self._chance = chance
         self._rng: np.random.Generator | None = None
 
     @property
     def rng(self) -> np.random.Generator:
         """Random numbers of this sample in this epoch: by manifest, seed, epoch and sample id, and nothing else.
 
+        Where samples come several times in an epoch, they are by where it stands instead of by its id.
         Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with these as its key.
         """
         if self._rng is None:
-            key = np.array([self._key, self.id], dtype=np.uint64)
+            key = np.array([self._key, self._chance], dtype=np.uint64)
             self._rng = np.random.Generator(np.random.Philox(key=key))
         return self._rng
 
