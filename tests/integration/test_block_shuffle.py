@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import penstock
+from penstock.compat.s3dlio import PyAsyncDataLoader, PyVecDataset
 from penstock.errors import BudgetHeld, ClosedError, ConfigError, ResumeError, ShardCorrupt
 from penstock.loader import BlockSampler
 
@@ -164,6 +165,11 @@ def test_a_mixture_is_not_read_in_windows(packed, tmp_path):
     mixture = penstock.mix({"a": str(packed), "b": f"{packed}@refresh"})
     with pytest.raises(ConfigError, match="BlockSampler"):
         penstock.load(mixture, sampler=TEN_BLOCKS, manifest_store_root=str(tmp_path / "store"))
+
+
+def test_what_is_no_dataset_has_no_blocks():
+    with pytest.raises(ConfigError, match="take RandomSampler"):
+        PyAsyncDataLoader(PyVecDataset([1, 2, 3]), {"sampler_type": {"kind": "block"}})
 
 
 def test_tuning_moves_builders_and_loses_nothing(load, contents):
