@@ -178,6 +178,19 @@ def test_tuning_moves_builders_and_loses_nothing(load, contents):
     assert loader.stats()["ram_high_water_bytes"] <= loader.stats()["max_inflight_bytes"]
 
 
+@pytest.mark.parametrize("arguments", [{}, {"transform_bytes": 4 * BYTES, "prefetch_batches": 3}])
+def test_a_batch_that_is_made_again_finds_its_window(load, contents, arguments):
+    def grow(sample):  # results outgrow what was charged for the first ones
+        data = sample.data
+        size = 10 + int(data[0]) * 15
+        return np.full(size, data[1], dtype=np.uint8)
+
+    expected = ids(load())
+    loader = load(transform=grow, collate=list, batch_size_samples=10, max_inflight_bytes="4MB", **arguments)
+    found = [(len(result), int(result[0])) for batch in loader for result in batch]
+    assert found == [(10 + contents[i][0] * 15, contents[i][1]) for i in expected]
+
+
 def damage(packed, contents, *samples):
     path = packed / "shards" / "shard-00000.tar"
     data = bytearray(path.read_bytes())

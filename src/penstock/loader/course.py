@@ -141,6 +141,7 @@ def _epoch(settings: Settings, dataset: Dataset, number: int) -> Epoch:
 def _mixed(
     dataset: Joined, mixture: Mixture, settings: Settings, number: int, saved: LoaderState | None
 ) -> tuple[Epoch, Mixed]:
+    assert not isinstance(settings.sampler, BlockSampler)  # see check_mixable
     weights = [source.count for source in dataset.sources] if mixture.weights is None else mixture.weights
     recipe = Recipe(
         hashes=tuple(source.manifest_hash for source in dataset.sources),

@@ -180,13 +180,6 @@ class BlockSampler:
         """About what the windows take that each of so many loaders holds, which share an epoch."""
         return HELD_WINDOWS * int(self.window_bytes) // loaders
 
-    def order(self, epoch: Epoch) -> Order:
-        """Raises ConfigError: there are no samples whose sizes are known; see ``order_in``."""
-        raise ConfigError(
-            f"sampler is a BlockSampler, but epoch {epoch.epoch} isn't of the packed samples of one dataset, which it "
-            "reads in blocks of bytes; take RandomSampler()"
-        )
-
     def order_in(self, samples: Samples, epoch: Epoch) -> BlockShuffled:
         """The order of an epoch of these samples, by how large they are.
 
