@@ -269,7 +269,6 @@ class _DecodeImages:
             rows = slice(piece.first, piece.end)
             self._decoder.decode(some, Picture(windows[rows], flips[rows], hw), pixels[rows], self._form)
         delivery = self._delivery(unit, pixels, faults)
-        self._raw.done(unit)
         self._clock.record("decode", unit.index, started)
         return delivery
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import penstock
+from penstock.compat.s3dlio import PyAsyncDataLoader, PyVecDataset
 from penstock.errors import BudgetHeld, ClosedError, ConfigError, ResumeError, ShardCorrupt
 from penstock.loader import BlockSampler
 
@@ -86,7 +87,9 @@ def test_two_windows_are_held_and_nothing_of_them_at_the_end(load):
     batch = next(loader)
     assert loader.stats()["inflight_bytes"] >= 2 * 100 * BYTES + batch.payload_bytes
     for batch in loader:
-        assert loader.stats()["inflight_bytes"] <= 2 * 100 * BYTES + 4 * 16 * BYTES
+        stats = loader.stats()
+        assert stats["inflight_bytes"] <= 2 * 100 * BYTES + 4 * 16 * BYTES
+        assert stats["windows_bytes"] in (0, 100 * BYTES, 2 * 100 * BYTES)
     del batch
     assert loader.stats()["inflight_bytes"] == 0
 
@@ -164,10 +167,28 @@ def test_a_mixture_is_not_read_in_windows(packed, tmp_path):
         penstock.load(mixture, sampler=TEN_BLOCKS, manifest_store_root=str(tmp_path / "store"))
 
 
+def test_what_is_no_dataset_has_no_blocks():
+    with pytest.raises(ConfigError, match="take RandomSampler"):
+        PyAsyncDataLoader(PyVecDataset([1, 2, 3]), {"sampler_type": {"kind": "block"}})
+
+
 def test_tuning_moves_builders_and_loses_nothing(load, contents):
     loader = load(tune=True, batch_size_samples=3)
     assert sorted(ids(loader)) == list(range(SAMPLES))
     assert loader.stats()["ram_high_water_bytes"] <= loader.stats()["max_inflight_bytes"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"transform_bytes": 4 * BYTES, "prefetch_batches": 3}])
+def test_a_batch_that_is_made_again_finds_its_window(load, contents, arguments):
+    def grow(sample):  # results outgrow what was charged for the first ones
+        data = sample.data
+        size = 10 + int(data[0]) * 15
+        return np.full(size, data[1], dtype=np.uint8)
+
+    expected = ids(load())
+    loader = load(transform=grow, collate=list, batch_size_samples=10, max_inflight_bytes="4MB", **arguments)
+    found = [(len(result), int(result[0])) for batch in loader for result in batch]
+    assert found == [(10 + contents[i][0] * 15, contents[i][1]) for i in expected]
 
 
 def damage(packed, contents, *samples):

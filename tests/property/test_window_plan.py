@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.errors import UnitTooLarge
 from penstock.loader.block_order import Blocks, BlockShuffled, windows_of
 from penstock.loader.order import Remaining
 from penstock.loader.plan import BatchLimits, plan_units
@@ -117,3 +120,17 @@ def test_many_small_units_are_planned_in_time_that_grows_with_their_number():
     order = BlockShuffled(0, 20_000, Blocks(50, 100), manifest_hash="ab", seed=0, epoch=0)
     units = planned(manifest(20_000), order, 1)
     assert len(check(units, list(share_windows(iter(units), windows_of(order))))) == 4
+
+
+def test_what_was_planned_before_a_plan_fails_comes_first():
+    order = BlockShuffled(0, 1000, Blocks(5, 4), manifest_hash="ab", seed=0, epoch=0)
+    units = planned(manifest(1000), order, 10)
+
+    def failing():
+        yield from units[:17]
+        raise UnitTooLarge("the 18th", needed_bytes=2, total_bytes=1)
+
+    shared = share_windows(failing(), windows_of(order))
+    assert [unit.index for unit in itertools.islice(shared, 17)] == list(range(17))
+    with pytest.raises(UnitTooLarge, match="the 18th"):
+        next(shared)

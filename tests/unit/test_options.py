@@ -9,7 +9,13 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.loader.options import AsyncPool, LoaderOptions
-from penstock.loader.sampler import DistributedSampler, RandomSampler, SequentialSampler, WeightedSampler
+from penstock.loader.sampler import (
+    BlockSampler,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    WeightedSampler,
+)
 
 DEFAULTS = {
     "batch_size": 32,
@@ -147,7 +153,13 @@ def test_options_do_not_change():
 
 @pytest.mark.parametrize(
     "sampler",
-    [SequentialSampler(), RandomSampler(replacement=True), WeightedSampler([1, 2.5]), DistributedSampler(1, 4)],
+    [
+        SequentialSampler(),
+        RandomSampler(replacement=True),
+        WeightedSampler([1, 2.5]),
+        DistributedSampler(1, 4),
+        BlockSampler("1MiB", "20MiB"),
+    ],
 )
 @pytest.mark.parametrize("mode", ["sequential", AsyncPool(8, 2)])
 def test_options_go_through_json_unchanged(sampler, mode):

@@ -353,7 +353,7 @@ class Loader(Generic[T]):
         now. ``tune_decisions_total``: how often tuning changed one; with ``tune=True``, ``tune_decisions`` is a list of
         the last 32: ``{"batch": 40, "knob": "prefetch", "from": 2, "to": 3, "reason": "..."}``. Of a mixture,
         ``source_samples_total`` is a dict: how many samples of each source were in the epoch so far, on all ranks and
-        before a resume as well.
+        before a resume as well. Of a block shuffle, ``windows_bytes`` of those in flight are held for its windows.
         """
         decisions = self._tuner.decisions()
         kinds = self._delivered.faults.kinds
@@ -363,6 +363,7 @@ class Loader(Generic[T]):
             **({"faulty_samples_by_kind": dict(kinds)} if kinds else {}),
             **({} if decisions is None else {"tune_decisions": decisions}),
             **({} if counts is None else {"source_samples_total": counts}),
+            **({} if self._windows is None else {"windows_bytes": self._windows.held_bytes}),
         }
 
     def shuffle_quality(self, *, by_label: bool = False) -> ShuffleQuality:

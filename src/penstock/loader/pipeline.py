@@ -287,7 +287,10 @@ class Pipeline(Generic[T]):
         return slot.exception() is None
 
     def _build(self, unit: Unit, charge: Charge) -> _Built[T]:
-        return self._work.build(unit, charge), time.monotonic()
+        delivery = self._work.build(unit, charge)
+        if self._shared is not None:
+            self._shared.done(unit)
+        return delivery, time.monotonic()
 
     def _build_here(self, unit: Unit, charge: Charge) -> _Built[T]:
         while True:

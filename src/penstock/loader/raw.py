@@ -29,7 +29,7 @@ class Reader(Protocol):
 class Piece:
     """Samples ``[first, end)`` of a unit where they lie: ``data[offsets[i] : offsets[i] + lengths[i]]`` for each.
 
-    The view holds the memory: let go of it when the unit is built.
+    The view holds the memory: let go of it with the end of the build.
     """
 
     data: memoryview
@@ -47,9 +47,6 @@ class RawBytes(Protocol):
 
     def pieces(self, unit: Unit, charge: Charge, faults: Faults) -> list[Piece]:
         """All samples of a unit, in order, in memory of this charge or of earlier ones."""
-
-    def done(self, unit: Unit) -> None:
-        """The unit is built; one that failed may be built again before."""
 
     def name(self, unit: Unit, faults: Faults) -> None:
         """As a ``Reader`` does."""
@@ -71,6 +68,3 @@ class OwnBytes:
         data = memoryview(charge.region())
         self._fetcher.fetch(unit, data, faults)
         return [Piece(data, unit.dest_offsets()[:-1], unit.lengths, 0, len(unit.sample_ids))]
-
-    def done(self, unit: Unit) -> None:
-        """See ``RawBytes``."""

@@ -159,7 +159,7 @@ class BlockSampler:
     """
 
     kind: ClassVar[str] = "block"
-    block_bytes: int | str = 1 << 20
+    block_bytes: int | str = 256 << 10
     window_bytes: int | str = 32 << 20
 
     def __post_init__(self) -> None:

@@ -141,16 +141,9 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
 
 
 def _require_own_order(settings: Settings) -> None:
-    """Units of a block shuffle are read once, in the order of its windows."""
-    if not isinstance(settings.sampler, BlockSampler):
-        return
-    if settings.group:
+    """Windows of a block shuffle hold neighbours of its own order."""
+    if settings.group and isinstance(settings.sampler, BlockSampler):
         raise ConfigError("group_by_length sorts samples and a BlockSampler says where they are; leave one of them")
-    if settings.transform is not None and settings.transform.most_bytes is None:
-        raise ConfigError(
-            "a transform of a BlockSampler's samples needs transform_bytes, the most bytes that one result takes: its "
-            "windows are read once, before results can show how large they are"
-        )
 
 
 def _require_room(settings: Settings) -> None:

@@ -47,7 +47,8 @@ def share_windows(units: Iterable[Unit], windows_at: Callable[[Int64Array], Int6
     waiting: deque[_Cut] = deque()  # until their windows and the next one are known
     windows: deque[Window] = deque()  # that are known, and needed by units that wait
     begun = highest = -1  # numbers: of the last window that was charged, and of the highest that was seen
-    for unit in units:
+    failures: list[Exception] = []
+    for unit in _planned(units, failures):
         waiting.append(_Cut(unit, _pieces(windows_at(unit.start + np.arange(len(unit.sample_ids))))))
         if (last := max(waiting[-1].pieces)) > highest:
             windows += _complete(waiting, below=last)
@@ -59,6 +60,16 @@ def share_windows(units: Iterable[Unit], windows_at: Callable[[Int64Array], Int6
     while waiting:
         settled, begun = _settle(waiting.popleft(), windows, begun)
         yield settled
+    if failures:
+        raise failures[0]
+
+
+def _planned(units: Iterable[Unit], failures: list[Exception]) -> Iterator[Unit]:
+    """Units up to the first that can't be planned, and why it can't: those before it come before the error."""
+    try:
+        yield from units
+    except Exception as error:
+        failures.append(error)
 
 
 def _pieces(numbers: Int64Array) -> dict[int, tuple[int, int]]:

@@ -76,7 +76,7 @@ class Windows:
             self._crew.submit(partial(self._read, window.number))
 
     def fetch(self, unit: Unit, dest: Buffer, faults: Faults = STRICT) -> None:
-        """Copy all samples of a unit out of their windows, in delivery order, when these are read; it is done then.
+        """Copy all samples of a unit out of their windows, in delivery order, when these are read.
 
         Args:
             unit: with its shares.
@@ -91,7 +91,6 @@ class Windows:
             rows = np.argsort(piece.offsets, kind="stable")  # the core copies out of ascending ranges
             places = dest_offsets[piece.first : piece.end][rows]
             _core.scatter(piece.data, 0, piece.offsets[rows], piece.lengths[rows], dest, places)
-        self.done(unit)
 
     def cost_bytes(self, unit: Unit) -> int:
         """Nothing: windows have charges of their own."""
@@ -99,7 +98,7 @@ class Windows:
         return 0
 
     def pieces(self, unit: Unit, charge: Charge, faults: Faults) -> list[Piece]:
-        """Show a unit its samples where they lie, when they are read; see ``fetch``. Ends with ``done``."""
+        """Show a unit its samples where they lie, when they are read; see ``fetch``."""
         del charge
         return self._pieces(unit, faults)
 

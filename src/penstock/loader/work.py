@@ -72,6 +72,9 @@ class Shared(Protocol):
     def begin(self, unit: Unit, charge: Charge) -> None:
         """Take what begins with a unit, ``unit.begun_bytes``, out of its charge."""
 
+    def done(self, unit: Unit) -> None:
+        """A unit is built, and needs it no more."""
+
 
 @dataclass(slots=True)
 class PipelineStatistics:
