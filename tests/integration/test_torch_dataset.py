@@ -18,8 +18,10 @@ from penstock.torch import EpochDataset, EpochLoader
 SAMPLES, BATCH, STEPS = 203, 10, 21
 LARGEST = 400
 
-# Of more workers than this machine has cores.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than cores
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forks on purpose
+]
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,22 @@ def test_with_workers_the_loop_says_how_much_it_took(dataset, expected, stop_at)
     assert ids(again) == expected(2)
 
 
+def test_loops_with_and_without_workers_may_take_turns(dataset, expected):
+    given = dataset()
+    with pytest.raises(ResumeError, match="batches is 3, and no loop has begun"):
+        given.state_dict(batches=3)
+    begun = ids(DataLoader(given, batch_size=None), 3)
+    assert given.state_dict()["batches"] == 3
+    loader = DataLoader(given, **workers(2))
+    assert ids(loader, 5) == expected(1)[:5]
+    with pytest.raises(ResumeError, match="read ahead"):
+        given.state_dict()
+    assert given.state_dict(batches=5)["epoch"] == 1
+    assert ids(DataLoader(given, batch_size=None)) == expected(2)
+    assert given.state_dict() == given.state_dict(batches=STEPS) == {"epoch": 3, "batches": 0, "loader": None}
+    assert begun == expected(0)[:3]
+
+
 def test_a_state_reaches_workers_that_live_on(dataset, expected):
     given = dataset()
     loader = DataLoader(given, **workers(2, persistent_workers=True))
@@ -220,6 +238,7 @@ def test_a_state_reaches_workers_that_live_on(dataset, expected):
     state = given.state_dict(batches=5)
     ids(loader)
     given.load_state_dict(state)
+    given.set_epoch(0)  # as a loop that calls it for every epoch does
     rest = ids(loader, 6)
     state = given.state_dict(batches=6)
     given.load_state_dict(state)

@@ -11,7 +11,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import penstock
 from penstock.torch import EpochDataset
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own affair
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # torchdata's own affair
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forks on purpose
+]
 
 SAMPLES, BATCH, STEPS = 203, 10, 21
 

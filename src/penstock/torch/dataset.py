@@ -115,11 +115,16 @@ class EpochDataset(IterableDataset[Any]):
         """
         if batches is not None:
             whole_number("batches", batches, least=0)
+        page = self._page()
+        if get_worker_info() is None and page.in_workers:
+            return self._state_of_workers(page, batches).to_dict()
         if self._here is not None:
             return self._here.position(batches).to_dict()
-        page = self._page()
-        if not page.in_workers:
-            return page.next.to_dict()
+        if batches:
+            raise ResumeError(f"batches is {batches}, and no loop has begun; leave it out")
+        return page.next.to_dict()
+
+    def _state_of_workers(self, page: Page, batches: int | None) -> Position:
         if batches is None:
             raise ResumeError(
                 "this DataLoader's workers read ahead, so the dataset can't know which batches the loop took: call "
@@ -128,10 +133,10 @@ class EpochDataset(IterableDataset[Any]):
             )
         loop = page.loops[-1]
         if not batches:
-            return loop.start.to_dict()
+            return loop.start
         if loop.opened is None:
             raise ResumeError(f"batches is {batches}, and no worker has given any yet")
-        return loop.start.after_steps(loop.opened, batches).to_dict()
+        return loop.start.after_steps(loop.opened, batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next loop go on where this state was saved, with any number of workers and ranks.
@@ -152,7 +157,6 @@ class EpochDataset(IterableDataset[Any]):
         """Without workers: the loop begins when its first batch is asked for."""
         start = self._change(_begun_here)
         yield from self._batches_of(start, None, None)
-        self._here = None  # from now on the state is that of the next epoch
 
     def _batches_of(self, start: Position, part: Part | None, key: tuple[int, int, int] | None) -> Iterator[Any]:
         loader = self._maker.open(start, self._place(), part)
@@ -172,6 +176,8 @@ class EpochDataset(IterableDataset[Any]):
             loader.close()
             raise (error if part is None else _share_too_small(error, part)) from error
         loader.close()
+        if part is None:
+            here.finish()
 
     def _turn_to(self, position: Position) -> None:
         self._here = None
@@ -205,7 +211,7 @@ class _Here:
             ResumeError: that is wrong.
         """
         if self._loader is not None:
-            self._taken = int(self._loader.stats()["delivered_batches_total"])
+            self._taken = self._loader.delivered_batches
             self._position = self._start.after(self._taken, self._loader.state_dict()) if self._taken else self._start
         if batches is not None and batches != self._taken:
             raise ResumeError(
@@ -217,6 +223,11 @@ class _Here:
         """Hold the loader no longer."""
         self.position()
         self._loader = None
+
+    def finish(self) -> None:
+        """It is at its end: where it is, is the beginning of the next epoch."""
+        self.let_go()
+        self._position = self._start.next()
 
 
 def _begun_here(page: Page) -> tuple[Page, Position]:

@@ -198,13 +198,13 @@ class EpochLoader(Generic[T]):
 
     def _taken(self) -> int:
         """Batches that the loader has handed out."""
-        return 0 if self._loader is None else int(self._loader.stats()["delivered_batches_total"])
+        return 0 if self._loader is None else self._loader.delivered_batches
 
 
 def _is_over(loader: Loader[Any]) -> bool:
     """Whether a loader has handed out everything."""
     try:
-        return len(loader) == int(loader.stats()["delivered_batches_total"])
+        return len(loader) == loader.delivered_batches
     except TypeError:  # cut by bytes: nobody knows how many there are, but all samples are done
         state = LoaderState.from_dict(loader.state_dict())
         return sum(end - start for start, end in state.done()) == state.epoch.count
