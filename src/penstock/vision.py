@@ -109,7 +109,8 @@ class ImageFolderLoader(Loader["tuple[torch.Tensor, torch.Tensor]"]):
     batch's raw bytes and pixels are charged together before it is read.
 
     What becomes of an image depends on (manifest hash, seed, epoch, sample id) alone, never on threads, batches or
-    prefetch. Cropping, resizing, mirroring and normalising are one pass.
+    prefetch; where images come several times in an epoch, on their place in it instead of their id. Cropping, resizing,
+    mirroring and normalising are one pass.
 
     Args:
         dataset_link: as in ``DataLoader``, and so are the arguments that aren't listed here.
@@ -261,8 +262,8 @@ class _DecodeImages:
             if actual != hw:
                 self._hw = actual
                 raise CostChanged(self.cost_bytes(unit))
-        windows = self._transform.windows(sizes, unit.sample_ids, self._randomness)
-        flips = self._transform.flips(unit.sample_ids, self._randomness)
+        windows = self._transform.windows(sizes, unit.chances, self._randomness)
+        flips = self._transform.flips(unit.chances, self._randomness)
         pixels = flat.reshape(self._form.shape(count, hw))
         for piece, some in zip(pieces, files, strict=True):
             rows = slice(piece.first, piece.end)

@@ -297,6 +297,22 @@ def pictures(tmp_path_factory):
     return {name: str(root / name) for name in ("day", "night", "other")}
 
 
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """Eight pictures, each with a label of its own, of which no two parts are the same."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("gradients")
+    files = {}
+    for label in range(8):
+        out = io.BytesIO()
+        pixels = np.random.default_rng(label).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(out, format="PNG")
+        files[f"{label}/picture.png"] = out.getvalue()
+    make_tree(root / "in", files)
+    penstock.pack_dir(root / "in", out=str(root / "packed"), label_mode="imagefolder")
+    return str(root / "packed")
+
+
 def load_images(mixture, store, **arguments):
     pytest.importorskip("torch")
     arguments = {"batch_size_samples": 8, "shuffle": True, "to_float": False, "resize_hw": (40, 48), **arguments}
@@ -318,6 +334,32 @@ def test_images_of_several_datasets_come_in_their_shares_under_one_cap(pictures,
         assert list(loader.stats()["source_samples_total"].values()) == [48, 16]
     assert sum(shade < 100 for shade in shades) == 48
     assert set(labels) == {0, 1}
+
+
+def test_an_image_is_cropped_anew_whenever_it_comes_and_the_same_when_going_on(gradients, tmp_path):
+    mixture = penstock.mix([gradients], length=30)  # 8 images, each almost four times
+
+    def open_loader(**arguments):
+        crop = {"resize_hw": None, "random_resized_crop_hw": (8, 8), "horizontal_flip": 0.5}
+        return load_images(mixture, tmp_path, **{**crop, "batch_size_samples": 5, **arguments})
+
+    def shown(loader, batches=None):
+        batches = list(loader) if batches is None else [next(loader) for _ in range(batches)]
+        rows = [row for images, labels in batches for row in zip(images, labels.tolist(), strict=True)]
+        return [(label, image.numpy().tobytes()) for image, label in rows]
+
+    with open_loader() as whole, open_loader(prefetch_batches=2) as first:
+        expected = shown(whole)
+        begun, state = shown(first, 2), through_json(first.state_dict())
+    rest = []
+    halves = [open_loader(rank=rank, world_size=2, batch_size_samples=2, resume=state) for rank in range(2)]
+    for _ in range(len(halves[0])):
+        rest += shown(halves[0], 1) + shown(halves[1], 1)
+    for half in halves:
+        half.close()
+    assert begun + rest == expected
+    assert sorted(Counter(label for label, _ in expected).values()) == [3, 3, 4, 4, 4, 4, 4, 4]
+    assert len(set(expected)) == 30
 
 
 def test_labels_must_mean_the_same_or_be_said_not_to(pictures, tmp_path):

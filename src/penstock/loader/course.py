@@ -16,7 +16,7 @@ from penstock.loader.mixed import Mixed, Recipe, Segment
 from penstock.loader.mixture import Mixture, shares_of
 from penstock.loader.order import Order, Remaining, Sequential, Shuffled
 from penstock.loader.quality import ShuffleQuality, shuffle_quality
-from penstock.loader.sampler import AnySampler, BlockSampler, Sampler, WeightedSampler
+from penstock.loader.sampler import AnySampler, BlockSampler, RandomSampler, Sampler, WeightedSampler
 from penstock.loader.settings import Settings
 from penstock.loader.split import Steps
 from penstock.loader.state import Begun, Epoch, Intervals, LoaderState
@@ -34,6 +34,7 @@ class Course:
         begun: where the loader begins.
         left: the order of what is left.
         steps: of what is left; None where batches are cut by bytes.
+        repeats: whether a sample may come several times.
     """
 
     epoch: Epoch
@@ -41,6 +42,7 @@ class Course:
     begun: Begun
     left: Order
     steps: Steps | None
+    repeats: bool
 
     def source_counts(self, done: Intervals) -> dict[str, int] | None:
         """How many of these positions are of each source of a mixture; None without one."""
@@ -82,7 +84,8 @@ def begin(
         epoch, whole = _mixed(dataset, mixture, settings, number, saved)
     begun = Begun() if saved is None else saved.begun(settings.split)
     left = Remaining(whole, begun.done) if begun.done else whole
-    return Course(epoch, whole, begun, left, None if settings.split is None else Steps(left.count, settings.split))
+    steps = None if settings.split is None else Steps(left.count, settings.split)
+    return Course(epoch, whole, begun, left, steps, repeats=_repeats(settings.sampler, whole))
 
 
 def _whole(sampler: AnySampler, dataset: Dataset, epoch: Epoch) -> Order:
@@ -168,6 +171,11 @@ def _going_on(saved: LoaderState, epoch: Epoch, now: Recipe) -> Recipe:
     before.require(now)
     saved.require(replace(epoch, end_id=saved.epoch.end_id, order=saved.epoch.order))
     return before if before.shares == now.shares else before.with_shares(now.shares, saved.done())
+
+
+def _repeats(sampler: Sampler, whole: Order) -> bool:
+    draws = isinstance(sampler, WeightedSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement)
+    return draws or (isinstance(whole, Mixed) and whole.repeats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,7 @@ class Loader(Generic[T]):
             self._course.steps,
             first_step=self._course.begun.steps,
             together=options.collate_buffer_size,
+            repeats=self._course.repeats,
         )
         if (windows_at := windows_of(self._course.left)) is not None:
             units = share_windows(units, windows_at)

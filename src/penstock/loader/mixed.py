@@ -179,6 +179,12 @@ class Mixed:
         number = int(np.searchsorted(self._starts[1:], position, side="right"))
         return self._before[number] + self._turns[number].counts(position - int(self._starts[number]))
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a source is passed through more than once."""
+        counts = self.counts(self.count).tolist()
+        return any(count > source.count for count, source in zip(counts, self.sources, strict=True))
+
     def _end(self, shares: Sequence[int], stop: str) -> int:
         left = [source.count - before for source, before in zip(self.sources, self._before[-1].tolist(), strict=True)]
         return int(self._starts[-1]) + (

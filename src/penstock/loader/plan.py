@@ -15,7 +15,7 @@ import numpy as np
 from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError, ManifestError, UnitTooLarge
 from penstock.loader.by_length import BatchCost, prefix_costs
-from penstock.loader.order import Int64Array, Order
+from penstock.loader.order import Int64Array, Order, Remaining
 from penstock.loader.split import Steps
 
 __all__ = ["LEAST_CHARGE_BYTES", "BatchLimits", "Share", "Span", "Unit", "Window", "coalesce", "plan_units"]
@@ -65,6 +65,7 @@ class Unit:
         shares: the windows that hold the samples, in the order of the samples; none where the unit is read by itself.
         begins: windows that are charged with this unit, in the order in which they are read.
         kept_bytes: charged with earlier units for windows that this one still needs, or the next.
+        visits: another number whenever a sample comes again; None where each comes once, or nobody asks.
     """
 
     index: int
@@ -78,6 +79,12 @@ class Unit:
     shares: tuple[Share, ...] = ()
     begins: tuple[Window, ...] = ()
     kept_bytes: int = 0
+    visits: Int64Array | None = None
+
+    @property
+    def chances(self) -> Int64Array:
+        """What random choices about each sample are by."""
+        return self.sample_ids if self.visits is None else self.visits
 
     @property
     def begun_bytes(self) -> int:
@@ -99,6 +106,7 @@ class Unit:
             lengths=self.lengths[rows],
             crcs=self.crcs[rows],
             labels=None if self.labels is None else self.labels[rows],
+            visits=None if self.visits is None else self.visits[rows],
         )
 
     def dest_offsets(self) -> Int64Array:
@@ -151,6 +159,7 @@ def plan_units(
     *,
     first_step: int = 0,
     together: int = _LOOKAHEAD_SAMPLES,
+    repeats: bool = False,
 ) -> Iterator[Unit]:
     """Cut an epoch into units of work, in delivery order, a few thousand rows at a time.
 
@@ -162,6 +171,7 @@ def plan_units(
         steps: which positions make up the batches; needed where they aren't cut by bytes.
         first_step: the first of them.
         together: samples that are planned in one go.
+        repeats: samples may come several times, so units number their visits.
 
     Raises:
         ManifestError: a batch mixes labelled and unlabelled rows, or batches are cut by bytes and a row has no
@@ -174,6 +184,8 @@ def plan_units(
         cut = _cut_in_steps(order, steps, first_step, together)
     for index, (start, ids) in enumerate(cut):
         unit = _unit(manifest, index, start, ids, size_of)
+        if repeats:
+            unit = replace(unit, visits=_visits(order, np.arange(start, start + len(ids), dtype=np.int64)))
         if unit.payload_bytes > limits.cap_bytes:
             raise UnitTooLarge(
                 f"batch payload bytes {unit.payload_bytes} exceeds max_inflight_bytes {limits.cap_bytes} "
@@ -185,7 +197,13 @@ def plan_units(
         yield unit
 
 
+def _visits(order: Order, positions: Int64Array) -> Int64Array:
+    """Where these are in the whole epoch: the same however often it was interrupted."""
+    return order.whole(positions) if isinstance(order, Remaining) else positions
+
+
 def _cut_in_steps(order: Order, steps: Steps, first_step: int, together: int) -> Iterator[tuple[int, Int64Array]]:
+    """The first position and the samples of each batch."""
     size = max(1, together // steps.batch_size)  # steps that are evaluated together
     for first in range(first_step, steps.count, size):
         bounds = [steps.batch(step) for step in range(first, min(first + size, steps.count))]
@@ -206,6 +224,7 @@ def _positions(bounds: list[tuple[int, int]]) -> Int64Array:
 def _cut_by_bytes(
     manifest: Samples, order: Order, limits: BatchLimits, together: int
 ) -> Iterator[tuple[int, Int64Array]]:
+    """The first position and the samples of each batch."""
     start = 0
     window = max(together, limits.samples)
     while start < order.count:
