@@ -218,12 +218,12 @@ def test_after_a_change_of_weights_the_epoch_ends_before_a_sample_is_repeated(lo
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"mixed": {"seed": 4}}, "seed of the mixture was 3 and is 4 now"),
-        ({"mixed": {"stop": "all"}}, "stop of the mixture was 'first' and is 'all' now"),
-        ({"mixed": {"length": 50}}, "stop of the mixture was 'first' and is 50 now"),
+        ({"mixed": {"seed": 4}}, "the seed was 3 and is 4 now"),
+        ({"mixed": {"stop": "all"}}, "the stop was 'first' and is 'all' now"),
+        ({"mixed": {"length": 50}}, "the stop was 'first' and is 50 now"),
         ({"seed": 2}, "seed was 1 and is 2 now"),
         ({"epoch": 3}, "epoch was 2 and is 3 now"),
-        ({"shuffle": False}, "order within the sources of the mixture was 'random' and is 'sequential' now"),
+        ({"shuffle": False}, "the order within the sources was 'random' and is 'sequential' now"),
     ],
 )
 def test_nothing_but_weights_may_be_changed(load, changed, says):
@@ -237,8 +237,10 @@ def test_other_sources_are_refused_by_name(load, links, tmp_path):
     state = load().state_dict()
     store = {"manifest_store_root": str(tmp_path / "store"), "shuffle": True, "seed": 1, "epoch": 2}
     swapped = penstock.mix([links["books"], links["web"], links["code"]], seed=3)
-    with pytest.raises(ResumeError, match="sources of the mixture was"):
+    with pytest.raises(ResumeError, match=r"manifest of source '.*books' was .* manifest of source '.*web' was"):
         penstock.load(swapped, resume=state, **store)
+    with pytest.raises(ResumeError, match="number of sources was 3 and is 1 now"):
+        penstock.load(penstock.mix([links["web"]], seed=3), resume=state, **store)
     with pytest.raises(ResumeError, match="manifest_hash was"):
         penstock.load(links["web"], resume=state, **store)
     with penstock.load(links["web"], **store) as alone, pytest.raises(ResumeError, match="manifest_hash was"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -252,7 +253,7 @@ def test_an_epoch_that_would_not_end_is_refused():
 
 
 def resumed(saved, now, done):
-    saved.require(now)
+    saved.require(now, [f"s{at}" for at in range(len(now.hashes))])
     return saved if saved.shares == now.shares else saved.with_shares(now.shares, done)
 
 
@@ -260,6 +261,25 @@ def test_a_recipe_comes_back_from_its_text():
     made = Recipe(("a", "b"), (Segment(0, (7, 3)), Segment(50, (1, 1))), 4, "first", "random")
     assert Recipe.read(made.text()) == made
     assert Recipe.read("random") is None
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"segments": []}, "can't hold from"),
+        ({"segments": [{"start": 1, "shares": [1, 1]}]}, "can't hold from"),
+        ({"segments": [{"start": 0, "shares": [1, 1]}, {"start": 0, "shares": [1, 1]}]}, "can't hold from"),
+        ({"segments": [{"start": 0, "shares": [1]}]}, "2 sources can't have shares"),
+        ({"segments": [{"start": 0, "shares": [-1, 2]}]}, "2 sources can't have shares"),
+        ({"segments": [{"start": 0, "shares": [0, 0]}]}, "2 sources can't have shares"),
+        ({"segments": [{"start": 0}]}, "KeyError"),
+        ({"hashes": 3}, "TypeError"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_no_state(part, says):
+    made = json.loads(Recipe(("a", "b"), (Segment(0, (7, 3)),), 4, "first", "random").text().removeprefix("mix "))
+    with pytest.raises(ResumeError, match=says):
+        Recipe.read("mix " + json.dumps({**made, **part}))
 
 
 @settings(max_examples=60)
@@ -334,9 +354,13 @@ def test_what_was_not_changed_goes_on_as_it_was():
 @pytest.mark.parametrize(
     ("now", "done", "says"),
     [
-        (Recipe(("h0", "h2"), (Segment(0, (1, 2)),), 4, "first", "random"), [], "sources of the mixture was"),
-        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 5, "first", "random"), [], "seed of the mixture was 4 and is 5"),
-        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, 100, "random"), [], "stop of the mixture was 'first' and is"),
+        (
+            Recipe(("h0", "h2"), (Segment(0, (1, 2)),), 4, "first", "random"),
+            [],
+            "source 's1' was 'h1' and is 'h2' now",
+        ),
+        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 5, "first", "random"), [], "the seed was 4 and is 5 now"),
+        (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, 100, "random"), [], "the stop was 'first' and is 100 now"),
         (Recipe(("h0", "h1"), (Segment(0, (1, 2)),), 4, "first", "sequential"), [], "order within the sources"),
         (Recipe(("h0", "h1"), (Segment(0, (2, 1)),), 4, "first", "random"), [(0, 2), (4, 6)], "isn't the beginning"),
         (Recipe(("h0", "h1"), (Segment(0, (2, 1)),), 4, "first", "random"), [(4, 6)], "isn't the beginning"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,7 +147,7 @@ def _mixed(
     assert not isinstance(settings.sampler, BlockSampler)  # see check_mixable
     weights = [source.count for source in dataset.sources] if mixture.weights is None else mixture.weights
     recipe = Recipe(
-        hashes=tuple(source.manifest_hash for source in dataset.sources),
+        hashes=tuple(source.manifest_hash[:16] for source in dataset.sources),
         segments=(Segment(0, tuple(shares_of(weights, mixture.names))),),
         seed=mixture.seed,
         stop=mixture.stop if mixture.length is None else mixture.length,
@@ -155,20 +155,20 @@ def _mixed(
     )
     epoch = Epoch(dataset.hash, 0, 0, recipe.text(), settings.seed, number)
     if saved is not None:
-        recipe = _going_on(saved, epoch, recipe)
+        recipe = _going_on(saved, epoch, recipe, mixture.names)
     order = Mixed(
         dataset.sources, recipe, _Visits(settings.sampler, epoch), key=f"{dataset.hash} {epoch.seed} {number}"
     )
     return replace(epoch, end_id=order.count, order=recipe.text()), order
 
 
-def _going_on(saved: LoaderState, epoch: Epoch, now: Recipe) -> Recipe:
+def _going_on(saved: LoaderState, epoch: Epoch, now: Recipe, names: Sequence[str]) -> Recipe:
     """All must be as it was, but for the shares, and with them how long the epoch is."""
     before = Recipe.read(saved.epoch.order)
     if before is None:
         saved.require(epoch)
         return now
-    before.require(now)
+    before.require(now, names)
     saved.require(replace(epoch, end_id=saved.epoch.end_id, order=saved.epoch.order))
     return before if before.shares == now.shares else before.with_shares(now.shares, saved.done())
 

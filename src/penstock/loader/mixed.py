@@ -11,7 +11,7 @@ import numpy as np
 
 from penstock.dataset.joined import Source, grouped
 from penstock.errors import ConfigError, ResumeError
-from penstock.loader.interleave import MOST_POSITIONS, Interleave
+from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave
 from penstock.loader.order import Int64Array, Order
 
 __all__ = ["Mixed", "Recipe", "Segment", "Visit"]
@@ -35,7 +35,7 @@ class Recipe:
     """All that the order of a mixture depends on beside the loader's seed and epoch.
 
     Attributes:
-        hashes: of the sources' manifests, in their order.
+        hashes: the first 16 digits of those of the sources' manifests, in their order.
         segments: from which position on which shares hold; the first begins at 0.
         seed: of how sources take turns.
         stop: ``first``, ``all``, or a number of samples.
@@ -64,34 +64,51 @@ class Recipe:
         try:
             found = json.loads(text.removeprefix(_NAME))
             segments = tuple(Segment(int(part["start"]), tuple(map(int, part["shares"]))) for part in found["segments"])
-            return cls(tuple(found["hashes"]), segments, found["seed"], found["stop"], found["visits"])
+            read = cls(tuple(found["hashes"]), segments, found["seed"], found["stop"], found["visits"])
+            read._check()
         except (ValueError, TypeError, LookupError) as error:
             raise ResumeError(f"this is no state of a loader: {error!r}; give what state_dict() returned") from error
+        return read
+
+    def _check(self) -> None:
+        starts = [segment.start for segment in self.segments]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"shares can't hold from {starts} on")
+        for segment in self.segments:
+            shares = segment.shares
+            if len(shares) != len(self.hashes) or min(shares) < 0 or not 0 < sum(shares) <= MOST_SHARES:
+                raise ValueError(f"{len(self.hashes)} sources can't have shares {shares}")
 
     @property
     def shares(self) -> tuple[int, ...]:
         """What holds at the end."""
         return self.segments[-1].shares
 
-    def require(self, now: Recipe) -> None:
+    def require(self, now: Recipe, names: Sequence[str]) -> None:
         """Refuse to go on with a mixture that differs in anything but its shares.
+
+        Args:
+            now: what is to be.
+            names: of its sources.
 
         Raises:
             ResumeError: naming what differs.
         """
+        compared: list[tuple[str, object, object]] = [
+            ("number of sources", len(self.hashes), len(now.hashes)),
+            ("seed", self.seed, now.seed),
+            ("stop", self.stop, now.stop),
+            ("order within the sources", self.visits, now.visits),
+        ]
+        if len(self.hashes) == len(now.hashes):
+            manifests = zip(names, self.hashes, now.hashes, strict=True)
+            compared += [(f"manifest of source {name!r}", before, after) for name, before, after in manifests]
         differing = [
-            f"{name} of the mixture was {before!r} and is {after!r} now"
-            for name, before, after in (
-                ("sources", self.hashes, now.hashes),
-                ("seed", self.seed, now.seed),
-                ("stop", self.stop, now.stop),
-                ("order within the sources", self.visits, now.visits),
-            )
-            if before != after
+            f"the {what} was {before!r} and is {after!r} now" for what, before, after in compared if before != after
         ]
         if differing:
             raise ResumeError(
-                f"the state is of another mixture: {'; '.join(differing)}. Only weights may be changed when going on: "
+                f"the state is of another mixture: {', '.join(differing)}. Only weights may be changed when going on: "
                 "make the mixture as it was, or begin anew without the state"
             )
 
