@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -163,6 +164,7 @@ def test_sources_may_have_names():
     mixture = mix({"x": "left", "y": "right@refresh"}, {"y": 3, "x": 1})
     assert (mixture.names, mixture.links, mixture.weights) == (("x", "y"), ("left", "right@refresh"), (1, 3))
     assert mix(["left"]).names == ("left",)
+    assert pickle.loads(pickle.dumps(mixture)) == mixture  # as a torch DataLoader sends it to its workers
 
 
 # Which sample: Mixed
