@@ -173,7 +173,7 @@ def _going_on(saved: LoaderState, epoch: Epoch, now: Recipe, names: Sequence[str
     return before if before.shares == now.shares else before.with_shares(now.shares, saved.done())
 
 
-def _repeats(sampler: Sampler, whole: Order) -> bool:
+def _repeats(sampler: AnySampler, whole: Order) -> bool:
     draws = isinstance(sampler, WeightedSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement)
     return draws or (isinstance(whole, Mixed) and whole.repeats)
 
