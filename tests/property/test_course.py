@@ -23,7 +23,7 @@ from penstock.loader.state import LoaderState, merge_states
 def dataset(number: int, count: int, locations: int = 1) -> Resolved:
     column = np.arange(count, dtype=np.int64)
     manifest = Manifest(
-        hash=f"{number:064x}",
+        hash=f"{number + 1:x}".ljust(64, "0"),
         version=0,
         row_count=count,
         location_index=(column * locations // max(1, count)).astype(np.uint32),
@@ -126,6 +126,20 @@ def test_whatever_becomes_of_weights_each_source_is_passed_through_whole(counts,
         seen = Counter(own.values())
         assert (seen[passes + 1] if passes or rest else 0) == rest
         assert not passes or seen[passes] == source.count - rest
+
+
+def test_the_order_of_a_mixture_is_the_one_that_states_were_saved_in():
+    # See test_order.py: whoever changes it raises the version in state.py.
+    run = Run([100, 30, 7], seed=3, length=1000)
+    (course,) = run.courses([5, 2, 1], 1, 1)
+    assert course.whole.at(np.array([0, 1, 2, 3, 500, 998, 999])).tolist() == [84, 104, 99, 135, 50, 6, 136]
+    assert json.loads(course.epoch.order.removeprefix("mix ")) == {
+        "hashes": ["1000000000000000", "2000000000000000", "3000000000000000"],
+        "segments": [{"start": 0, "shares": [5, 2, 1]}],
+        "seed": 3,
+        "stop": 1000,
+        "visits": "random",
+    }
 
 
 @given(counts=COUNTS, labels=st.sampled_from(["own", "none"]), data=st.data())
