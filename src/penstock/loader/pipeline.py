@@ -324,7 +324,7 @@ class Pipeline(Generic[T]):
         return UnitTooLarge(
             f"batch {unit.index} needs {size} bytes ({format_bytes(size)}: {unit.payload_bytes} to read, the rest for "
             f"what they become){beside}, which exceeds max_inflight_bytes {total} ({format_bytes(total)}); raise it, "
-            f"or lower {smaller}",
+            f"lower {smaller}",
             needed_bytes=needed,
             total_bytes=total,
         )
