@@ -16,7 +16,7 @@ import penstock
 from penstock.errors import BudgetHeld, ConfigError, DataError, ResumeError
 from penstock.torch import DeviceLoader, EpochLoader
 from penstock.torch.device import Ahead
-from penstock.torch.tensors import map_tensors, require_pinning
+from penstock.torch.tensors import map_tensors, require_pinning, tensors_of
 from penstock.vision import ImageFolderLoader
 
 IMAGES, BATCH, STEPS = 30, 4, 8
@@ -97,6 +97,22 @@ def test_raw_bytes_become_tensors_on_any_device(packed):
     assert offsets[-1] == len(payload)
     assert sample_ids.tolist() == list(range(IMAGES))
     assert sorted(set(labels.tolist())) == [0, 1]
+
+
+def first_bytes(sample):
+    return {"head": np.array(sample.data[:4]), "name": str(sample.id)}
+
+
+def test_what_a_transform_gives_becomes_tensors_without_a_copy(packed):
+    how = {"manifest_store_root": str(packed / "store"), "batch_size_samples": BATCH, "transform": first_bytes}
+    with EpochLoader(penstock.load, str(packed / "packed"), **how) as plain:
+        (batch, *_), (tensors, *_) = plain, DeviceLoader(plain, "cpu")
+    assert torch.equal(tensors["head"], torch.from_numpy(batch["head"]))
+    assert tensors["name"] == batch["name"] == ["0", "1", "2", "3"]
+    array = np.zeros(3, dtype=np.float32)
+    assert tensors_of([array])[0].data_ptr() == array.ctypes.data
+    array.flags.writeable = False
+    assert tensors_of([array, np.array(["text"])])[0].tolist() == [0, 0, 0]
 
 
 @no_gpu

@@ -33,7 +33,7 @@ class DeviceLoader:
 
     Args:
         loader: ``EpochLoader``, torch's DataLoader, or anything else that can be iterated. Tuples, lists and dicts of
-            tensors are known; batches of ``penstock.load`` become the tensors of ``to_torch()``.
+            tensors or arrays are known; batches of ``penstock.load`` become the tensors of ``to_torch()``.
         device: where to; by default the GPU whose number is ``LOCAL_RANK``, or the CPU where there is none.
         pin_memory: copy through page-locked memory; by default on a GPU.
         non_blocking: copy beside the computation; by default on a GPU. False copies each batch when it is asked for.

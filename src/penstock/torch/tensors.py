@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from penstock.errors import ConfigError
@@ -14,12 +15,12 @@ __all__ = ["map_tensors", "pinned", "require_pinning", "tensors_of"]
 
 
 def tensors_of(batch: Any) -> Any:
-    """A batch of raw bytes as the tensors of ``to_torch_with_labels()``, or of ``to_torch()``; others as they are.
+    """A batch of raw bytes as the tensors of ``to_torch_with_labels()``, or of ``to_torch()``; arrays as tensors.
 
-    Nothing is copied: the payload's tensor holds the batch's charge.
+    Nothing is copied: tensors hold the batch's charge. What torch has no tensor for, such as text, stays.
     """
     if not isinstance(batch, Batch):
-        return batch
+        return _map_leaves(batch, _tensor_of)
     if batch.label_ids_array is None:
         return batch.to_torch(copy=False)
     return batch.to_torch_with_labels(copy=False)
@@ -27,14 +28,25 @@ def tensors_of(batch: Any) -> Any:
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same tuples, lists and dicts with every tensor in them changed; what is no tensor stays."""
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
+    return _map_leaves(batch, lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def _map_leaves(batch: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(batch, Mapping):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
+        return {key: _map_leaves(value, change) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        changed = [map_tensors(value, change) for value in batch]
+        changed = [_map_leaves(value, change) for value in batch]
         return type(batch)(*changed) if hasattr(batch, "_fields") else type(batch)(changed)
-    return batch
+    return change(batch)
+
+
+def _tensor_of(leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    try:
+        return torch.from_numpy(leaf if leaf.flags.writeable else leaf.copy())
+    except TypeError:  # of text, or of objects
+        return leaf
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
