@@ -10,8 +10,10 @@ import gc
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tests.cgroup import unreclaimable_bytes
 
 import penstock
@@ -44,12 +46,28 @@ def consume_images(loader, how: str) -> tuple[int, int]:
     return samples, payload
 
 
+def one_mebibyte(sample):
+    return np.full(1 << 20, len(sample) % 256, dtype=np.uint8)
+
+
+def consume_results(loader, how: str) -> tuple[int, int]:
+    samples = payload = 0
+    for results in loader:
+        samples += len(results)
+        payload += results.nbytes
+        if how == "slow":
+            time.sleep(0.01)
+    return samples, payload
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
     how, cap, overhead = options["how"], options["cap_bytes"], options["overhead_bytes"]
     arguments = options["arguments"]
     if options.get("images"):
         open_loader, consume = vision.ImageFolderLoader, consume_images
+    elif options.get("transform"):
+        open_loader, consume = partial(penstock.load, transform=one_mebibyte), consume_results
     else:
         open_loader, consume = penstock.load, consume_bytes
     with open_loader(options["warm_link"], max_inflight_bytes=cap, **arguments) as loader:

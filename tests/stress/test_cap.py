@@ -43,7 +43,14 @@ def datasets(tmp_path_factory):
 
 
 def run_in_cgroup(
-    root: Path, how: str, *, cap: int = CAP, overhead: int = OVERHEAD, images: bool = False, **arguments
+    root: Path,
+    how: str,
+    *,
+    cap: int = CAP,
+    overhead: int = OVERHEAD,
+    images: bool = False,
+    transform: bool = False,
+    **arguments,
 ) -> subprocess.CompletedProcess[str]:
     with memory_cgroup() as group:
         if group is None:
@@ -51,6 +58,7 @@ def run_in_cgroup(
         options = {
             "how": how,
             "images": images,
+            "transform": transform,
             "cap_bytes": cap,
             "overhead_bytes": overhead,
             "link": f"{root}/all",
@@ -85,6 +93,27 @@ def test_an_epoch_of_ten_times_the_cap_finishes(datasets, how, arguments):
     assert done.returncode == 0, f"exit {done.returncode} (-9 is the OOM killer)\n{done.stderr}"
     outcome = json.loads(done.stdout)
     assert (outcome["samples"], outcome["payload"]) == (count, total)
+    assert CAP // 2 <= outcome["high_water"] <= CAP
+
+
+WORKER = 32 << 20  # what docs/transforms.md states for a worker's interpreter, and then some
+
+
+@pytest.mark.parametrize(
+    ("how", "overhead", "arguments"),
+    [
+        ("fast", OVERHEAD, {"transform_bytes": 1 << 20, "prefetch_batches": 2}),
+        ("slow", OVERHEAD, {}),
+        ("fast", OVERHEAD + 2 * WORKER, {"workers": "processes"}),
+    ],
+)
+def test_results_of_transforms_count_as_well(datasets, how, overhead, arguments):
+    root, count, _ = datasets
+    sizes = {"batch_size_samples": 4, "max_batch_bytes": CAP // 2, "num_workers": 2}
+    done = run_in_cgroup(root, how, overhead=overhead, transform=True, **sizes, **arguments)
+    assert done.returncode == 0, f"exit {done.returncode} (-9 is the OOM killer)\n{done.stderr}"
+    outcome = json.loads(done.stdout)
+    assert (outcome["samples"], outcome["payload"]) == (count, count << 20)
     assert CAP // 2 <= outcome["high_water"] <= CAP
 
 

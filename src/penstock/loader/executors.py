@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from penstock.budget import Budget, Region
-from penstock.errors import ClosedError, PenstockError, TransformError, WorkerDied
+from penstock.errors import ClosedError, TransformError, WorkerDied
 from penstock.loader.crew import Crew
 from penstock.loader.faults import Faults
 from penstock.loader.plan import Unit
@@ -150,7 +150,7 @@ class Threads:
             return write(self._transform.function(given), row or 0, task.layout, memory)
         except Unsendable as error:
             raise task.failed(row, str(error)) from None
-        except (Outgrown, PenstockError):
+        except Outgrown:
             raise
         except Exception as error:
             raise task.failed(row, f"{type(error).__name__}: {error}", traceback.format_exc()) from error
@@ -338,11 +338,12 @@ class _Sharing:
         """Do tasks 0 to ``count - 1``; raises what the lowest one raised."""
         numbers = itertools.count()
         failures: list[tuple[int, BaseException]] = []
+        work = [do]  # emptied at the end: a thread that is about to rest must not hold the batch's memory
 
         def take() -> None:
             while not failures and not self._cancelled and (number := next(numbers)) < count:
                 try:
-                    do(number)
+                    work[0](number)
                 except BaseException as error:
                     failures.append((number, error))
 
@@ -358,8 +359,9 @@ class _Sharing:
         except CancelledError:
             raise ClosedError("the loader was closed while it was transforming a batch") from None
         finally:
-            failures.clear()  # else an error's frames hold the error, and with it the batch's memory
+            failures.clear()  # else an error's frames hold the error, and with it that memory
             helpers.clear()
+            work.clear()
 
     def cancel(self) -> None:
         self._cancelled = True

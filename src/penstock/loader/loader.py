@@ -440,6 +440,17 @@ class DataLoader(Loader[Batch]):
         drop_last: leave out what doesn't fill a step; otherwise it is shared evenly.
         resume: what ``state_dict()`` of a loader of the same epoch returned: only what it hadn't handed out is loaded.
             Batch size, ranks, prefetch and cap may be others.
+        group_by_length: put samples of like length side by side, ``collate_buffer_size`` of them at a time.
+        batch_cost: from the lengths of n samples to what the first, the first two, ... all n cost as one batch.
+        max_batch_cost: no batch costs more.
+        transform: a function of one ``Sample``; its results, and not bytes, are what batches are made of.
+        batch_transform: instead, a function of the list of a batch's samples that returns the batch.
+        collate: ``penstock.pad()``, or a function from the list of a batch's results to the batch; by default, arrays
+            are stacked, and the rest is joined by field.
+        transform_bytes: the most bytes that the result of one sample takes; charged together with the payload. None
+            finds out, and builds batches one after another.
+        workers: ``threads`` or ``processes`` run the transform, ``num_workers`` of them.
+        on_worker_death: ``replace`` a process that dies and do its samples again, or ``raise``.
         on_error: what becomes of samples that are faulty themselves: ``raise``, ``skip`` (the batch is shorter, down to
             none), ``replace`` (by a good one of the same batch, where one fits), or a function that gets the
             ``SampleError`` and returns one of these. An outage is always raised.
