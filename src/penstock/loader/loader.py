@@ -23,7 +23,6 @@ from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
 from penstock.loader.block_order import windows_of
 from penstock.loader.course import Course, begin, check_mixable, quality_of
-from penstock.loader.executors import Executor, executor
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
 from penstock.loader.mixture import Mixture
@@ -38,8 +37,7 @@ from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, refuse_memory_format, settle
 from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
-from penstock.loader.transform import Transform
-from penstock.loader.transform_work import LearnedSizes, TransformWork
+from penstock.loader.transforming import Transforming
 from penstock.loader.tune import Knobs
 from penstock.loader.tuner import Tuner
 from penstock.loader.window_plan import share_windows
@@ -473,45 +471,26 @@ class DataLoader(Loader[Batch]):
     ) -> None:
         settings = settle(options, arguments, defaults(batch_size=512))
         refuse_memory_format(settings.options, "a DataLoader gives bytes")
-        self._executor: Executor | None = None
-        self._sizes = LearnedSizes()
+        self._transforming: Transforming | None = None
         super().__init__(dataset_link, settings)
 
     def _work(self) -> Work[Batch]:
-        transform = self._settings.transform
+        reader, policy, transform = self._windows or self._fetcher, self._settings.faults, self._settings.transform
         if transform is None:
-            return _ReadBytes(self._windows or self._fetcher, self._settings.faults, self._budget.total_bytes)
-        self._executor = self._executor_now(transform)
-        self._executor.begin(
-            self._budget, random_key(self.manifest_hash, self._course.epoch.seed, self._course.epoch.epoch)
-        )
-        work: Work[Any] = TransformWork(
-            transform,
-            self._executor,
-            self._sizes,
-            policy=self._settings.faults,
-            reader=self._windows or self._fetcher,
-            locate=partial(_located, self._dataset),
-            clock=self._clock,
-        )
+            return _ReadBytes(reader, policy, self._budget.total_bytes)
+        if self._transforming is None:
+            self._transforming = Transforming(transform, self._settings.options, self._timeout_s, self._lasting)
+        epoch = self._course.epoch
+        self._transforming.begin(self._budget, random_key(self.manifest_hash, epoch.seed, epoch.epoch), self._resources)
+        work: Work[Any] = self._transforming.work(self._dataset, reader, policy, self._clock)
         return work
 
-    def _executor_now(self, transform: Transform) -> Executor:
-        """The last epoch's where that is kept."""
-        options = self._settings.options
-        if self._executor is not None and options.persistent_workers:
-            return self._executor
-        made = executor(transform, options.num_workers, options.multiprocessing_context, self._timeout_s)
-        (self._lasting if options.persistent_workers else self._resources).enter_context(closing(made))
-        return made
-
     def _canceller(self) -> Callable[[], None]:
-        if self._executor is None:
-            return super()._canceller()
-        return partial(_call, super()._canceller(), self._executor.cancel)
+        cancel = super()._canceller()
+        return cancel if self._transforming is None else partial(_call, cancel, self._transforming.cancel)
 
     def _restarts(self) -> Callable[[], int]:
-        return int if self._executor is None else partial(getattr, self._executor, "restarts")
+        return int if self._transforming is None else self._transforming.restarts
 
     def _side_by_side(self) -> bool:
         transform = self._settings.transform
@@ -549,12 +528,6 @@ def _close(*resources: ExitStack) -> None:
 def _call(*functions: Callable[[], None]) -> None:
     for function in functions:
         function()
-
-
-def _located(dataset: Dataset, unit: Unit, row: int) -> str:
-    """Where a sample is, for people."""
-    location, offset = dataset.location(int(unit.locations[row])), int(unit.offsets[row])
-    return location if offset < 0 else f"{location} at offset {offset}"
 
 
 def _nothing(_: object) -> None:
