@@ -20,6 +20,9 @@ import penstock
 from penstock.errors import ClosedError, ConfigError, TransformError, UnitTooLarge
 from penstock.loader import RandomSampler
 
+# From Python 3.12 on, fork() beside threads is a warning; who asks for it knows.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
 WAYS = [
     {"workers": "threads"},
     {"workers": "processes", "multiprocessing_context": "fork"},

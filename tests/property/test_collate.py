@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
 from penstock.loader.collate import Ragged, Stack, collated, pad
+from penstock.loader.executors import part_size
 from penstock.workers.results import SLACK_BYTES, Layout, Outgrown, Sizes, Unsendable, columns, result_at, write
 
 DTYPES = st.sampled_from(["u1", "i2", "<f4", ">f8", "c16", "b1", "S3", "M8[ns]"])
@@ -85,6 +86,15 @@ def test_cells_hold_what_was_seen_and_no_more_than_is_allowed(seen, spare, count
     assert all(cell >= size for cell, size in zip(sizes.cells(most), sizes.most, strict=True))
     assert sum(sizes.cells(most)) <= most
     assert Layout(sizes.cells(most), count).total_bytes <= count * most + SLACK_BYTES
+
+
+@given(st.integers(1, 2000), st.integers(1, 64), st.floats(1e-7, 100))
+def test_parts_are_worth_asking_for_and_never_long(count, workers, sample_s):
+    size = part_size(count, workers, sample_s)
+    assert 1 <= size <= -(-count // workers)
+    assert size == 1 or size * sample_s <= 1
+    if size < -(-count // workers) and size * sample_s < 0.5:
+        assert size * sample_s >= 0.004 * 0.99 or size >= count / workers
 
 
 def test_growing_ends_soon():

@@ -8,15 +8,21 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.integration import transforms_used as used
 
 import penstock
 from penstock.errors import ClosedError, DeadlineExceeded, WorkerDied
+
+# From Python 3.12 on, fork() beside threads is a warning; who asks for it knows.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 FORKED = {"workers": "processes", "multiprocessing_context": "fork", "num_workers": 2, "batch_size": 8}
 COUNT = 60
@@ -68,6 +74,36 @@ def test_samples_that_kill_their_worker_once_are_done_again(load, tmp_path):
     loader = load(transform=used.DieOnce(tmp_path, (0, 13, 14, 40, 59)))
     assert whole_epoch(loader) == EVERYTHING
     assert loader.stats()["worker_restarts_total"] >= 4
+
+
+@settings(max_examples=10)
+@given(
+    deadly=st.sets(st.integers(0, COUNT - 1), max_size=8),
+    batch_size=st.integers(1, 30),
+    workers=st.integers(1, 3),
+    prefetch=st.integers(1, 3),
+    shuffle=st.booleans(),
+)
+def test_whichever_samples_are_deadly_once_the_epoch_is_the_same(
+    dataset, deadly, batch_size, workers, prefetch, shuffle
+):
+    arguments = {**FORKED, "batch_size": batch_size, "num_workers": workers, "shuffle": shuffle}
+    with tempfile.TemporaryDirectory() as folder:
+        loader = penstock.load(
+            dataset[0],
+            manifest_store_root=dataset[1],
+            transform=used.DieOnce(Path(folder), tuple(deadly)),
+            transform_bytes=100,
+            prefetch_batches=prefetch,
+            **arguments,
+        )
+        found = whole_epoch(loader)
+        assert loader.stats()["worker_restarts_total"] >= bool(deadly)
+        loader.close()
+    plain = {key: value for key, value in arguments.items() if key not in ("workers", "multiprocessing_context")}
+    with penstock.load(dataset[0], manifest_store_root=dataset[1], **plain) as loader:
+        order = [i for batch in loader for i in batch.sample_ids]
+    assert found == [EVERYTHING[i] for i in order]
 
 
 def test_workers_killed_from_outside_lose_nothing(load, tmp_path):

@@ -33,7 +33,9 @@ __all__ = ["Executor", "Processes", "Task", "Threads", "executor", "part_size"]
 
 _MOST_DEATHS: Final = 3  # over one sample, alone in its process
 _MOST_PARTS: Final = 4  # of a batch for each worker: the last ones are then short,
-_LEAST_PART_S: Final = 0.004  # and yet worth asking for
+_LEAST_PART_S: Final = 0.004  # and yet worth asking for;
+_MOST_PART_S: Final = 1.0  # a deadline is for one part, so none may be long because it is large
+_FIRST_SAMPLE_S: Final = 0.1  # what a sample is thought to take before one was seen
 _JOIN_S: Final = 10.0
 
 
@@ -171,7 +173,7 @@ class Processes:
         self._transform = transform
         self._count = count
         self._sharing = _Sharing(count)
-        self._sample_s = _LEAST_PART_S  # what one has taken of late
+        self._sample_s = _FIRST_SAMPLE_S  # what one has taken of late
         self._budget: Budget | None = None  # whose memory they see; it lives as long as they may
         self._pool = Pool(
             transform.function, per_batch=transform.per_batch, count=count, context=context, timeout_s=timeout_s
@@ -285,8 +287,9 @@ def part_size(count: int, workers: int, sample_s: float) -> int:
         workers: that share it.
         sample_s: what one takes.
     """
-    worth = math.ceil(_LEAST_PART_S / max(sample_s, 1e-6))
-    return max(1, min(max(worth, -(-count // (workers * _MOST_PARTS))), -(-count // workers)))
+    sample_s = max(sample_s, 1e-6)
+    wanted = max(math.ceil(_LEAST_PART_S / sample_s), -(-count // (workers * _MOST_PARTS)))
+    return max(1, min(wanted, -(-count // workers), int(_MOST_PART_S / sample_s)))
 
 
 def _dead(task: Task, rows: list[int], how: str) -> WorkerDied:

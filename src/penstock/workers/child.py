@@ -45,12 +45,18 @@ def run(connection: socket.socket, function: Callable[[Any], Any], per_batch: bo
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loader's process, which then ends us
     gc.freeze()  # what a fork() brought along belongs to the parent, its finalizers too
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True, name="penstock-watch").start()
-    with contextlib.suppress(Gone, BrokenPipeError):
+    code = 0
+    try:
         _serve(_Work(function, per_batch), connection)
+    except Gone:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    os._exit(0)  # after a fork() the rest of the way out goes through the parent's locks
+    os._exit(code)  # after a fork() the rest of the way out goes through the parent's locks
 
 
 def _end_with(pid: int) -> None:
