@@ -189,9 +189,9 @@ def show(found: dict[str, dict[str, Any]], payload_bytes: int, delay_ms: float) 
 
 def plan_table() -> str:
     """What a dataset of ten million samples would see, from its order alone."""
-    from penstock.loader.block_order import Blocks, BlockShuffled
-    from penstock.loader.order import Shuffled
-    from penstock.loader.quality import shuffle_quality
+    from penstock.order.block_order import Blocks, BlockShuffled
+    from penstock.order.order import Shuffled
+    from penstock.order.quality import shuffle_quality
 
     key: dict[str, Any] = {"manifest_hash": "", "seed": 1, "epoch": 0}
     orders: list[tuple[str, str, int, Any]] = [("a sample", "", _PLANNED, Shuffled(0, _PLANNED, **key))]

@@ -15,10 +15,10 @@ import numpy as np
 
 import _common as common
 from penstock.dataset.joined import Source
-from penstock.loader.draws import AliasTable, Weighted, WithReplacement
-from penstock.loader.interleave import Interleave
-from penstock.loader.mixed import Mixed, Recipe, Segment
-from penstock.loader.order import Order, Sequential, Shuffled
+from penstock.order.draws import AliasTable, Weighted, WithReplacement
+from penstock.order.interleave import Interleave
+from penstock.order.mixed import Mixed, Recipe, Segment
+from penstock.order.order import Order, Sequential, Shuffled
 
 KEY = {"manifest_hash": "bench", "seed": 1, "epoch": 2}
 

@@ -27,7 +27,7 @@ import penstock
 from penstock._core import crc32c
 from penstock.dataset.manifest_store import ManifestStore
 from penstock.dataset.manifest_text import ManifestWriter
-from penstock.loader.order import Shuffled
+from penstock.order.order import Shuffled
 from penstock.store import open_store
 
 SHARD_SAMPLES = 100_000

@@ -31,15 +31,15 @@ from penstock.loader.decode import (
 )
 from penstock.loader.faults import FaultPolicy, Faults, rearrange
 from penstock.loader.loader import Loader
-from penstock.loader.mixture import Mixture
 from penstock.loader.options import AnyOptions, MemoryFormat
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
 from penstock.loader.profiles import Threads
 from penstock.loader.raw import OwnBytes, RawBytes
 from penstock.loader.settings import defaults, settle
 from penstock.loader.work import CostChanged, Delivery, Work
 from penstock.observe.stages import StageClock
+from penstock.order.mixture import Mixture
+from penstock.order.order import Int64Array
 from penstock.proof import prove
 from penstock.sizes import whole_number
 

@@ -13,7 +13,7 @@ import penstock
 from penstock.errors import ConfigError, DeadlineExceeded
 from penstock.loader import AsyncPool, DataLoader, LoaderOptions, RandomSampler, WeightedSampler
 from penstock.loader.fetch import Fetcher
-from penstock.loader.order import Sequential
+from penstock.order.order import Sequential
 from penstock.store import open_store
 from penstock.testing.fault_proxy import Fault
 

@@ -13,11 +13,11 @@ import penstock
 from penstock.dataset.resolve import resolve
 from penstock.errors import UnitTooLarge
 from penstock.loader import BlockSampler
-from penstock.loader.block_order import windows_of
 from penstock.loader.plan import LEAST_CHARGE_BYTES, BatchLimits, plan_units
-from penstock.loader.split import Split, Steps
-from penstock.loader.state import Epoch
 from penstock.loader.window_plan import share_windows
+from penstock.order.block_order import windows_of
+from penstock.order.split import Split, Steps
+from penstock.order.state import Epoch
 
 SIZES = [int(size) for size in np.random.default_rng(3).integers(0, 3000, 200)] + [0, 1, 20_000, 1]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
-from penstock.loader.block_order import Blocks, BlockShuffled, blocks_of
+from penstock.order.block_order import Blocks, BlockShuffled, blocks_of
 
 cuts = st.builds(Blocks, block_samples=st.integers(1, 60), window_blocks=st.integers(1, 20))
 

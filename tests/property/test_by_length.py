@@ -12,9 +12,9 @@ from tests.property.test_plan import manifest, no_size
 
 import penstock
 from penstock.errors import ConfigError, ManifestError, ResumeError
-from penstock.loader.by_length import ByLength
-from penstock.loader.order import Sequential, Shuffled
 from penstock.loader.plan import BatchLimits, plan_units
+from penstock.order.by_length import ByLength
+from penstock.order.order import Sequential, Shuffled
 
 
 @given(

@@ -15,9 +15,9 @@ from penstock.dataset.manifest import Manifest
 from penstock.dataset.resolve import Resolved
 from penstock.errors import ConfigError
 from penstock.loader.course import begin
-from penstock.loader.mixture import mix
 from penstock.loader.settings import defaults, settle
-from penstock.loader.state import LoaderState, merge_states
+from penstock.order.mixture import mix
+from penstock.order.state import LoaderState, merge_states
 
 
 def dataset(number: int, count: int, locations: int = 1) -> Resolved:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
-from penstock.loader.draws import AliasTable, Weighted, WithReplacement
-from penstock.loader.keyed import Keyed, scaled
+from penstock.order.draws import AliasTable, Weighted, WithReplacement
+from penstock.order.keyed import Keyed, scaled
 
 
 def replacement(size, count=None, *, first=0, seed=0, epoch=0, manifest_hash="ab"):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from penstock.dataset.joined import Source
 from penstock.errors import ConfigError, ResumeError
-from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave, _divided
-from penstock.loader.mixed import Mixed, Recipe, Segment
-from penstock.loader.mixture import mix, shares_of
-from penstock.loader.order import Remaining, Sequential, Shuffled
-from penstock.loader.split import Split, Steps
+from penstock.order.interleave import MOST_POSITIONS, MOST_SHARES, Interleave, _divided
+from penstock.order.mixed import Mixed, Recipe, Segment
+from penstock.order.mixture import mix, shares_of
+from penstock.order.order import Remaining, Sequential, Shuffled
+from penstock.order.split import Split, Steps
 
 SHARE = st.one_of(st.integers(0, 5), st.integers(1, 1000), st.sampled_from([1, 2, 3, 5, 8, 13, 21, 34]))
 SHARES = st.lists(SHARE, min_size=1, max_size=9).filter(any)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.loader.order import Sequential, Shuffled
+from penstock.order.order import Sequential, Shuffled
 
 
 def shuffled(first, count, seed=0, epoch=0, manifest_hash="ab"):

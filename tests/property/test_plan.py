@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ManifestError, UnitTooLarge
-from penstock.loader.order import Sequential
 from penstock.loader.plan import BatchLimits, coalesce, plan_units
-from penstock.loader.split import Split, Steps
+from penstock.order.order import Sequential
+from penstock.order.split import Split, Steps
 
 
 def manifest(lengths, labels=None):

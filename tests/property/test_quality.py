@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.loader.block_order import Blocks, BlockShuffled
-from penstock.loader.order import Sequential, Shuffled
-from penstock.loader.quality import shuffle_quality
+from penstock.order.block_order import Blocks, BlockShuffled
+from penstock.order.order import Sequential, Shuffled
+from penstock.order.quality import shuffle_quality
 
 COUNT, BATCH = 200_000, 256
 

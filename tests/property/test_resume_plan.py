@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError, ResumeError
-from penstock.loader.order import Remaining, Sequential, Shuffled
-from penstock.loader.split import Split, Steps
-from penstock.loader.state import Begun, Epoch, LoaderState, merge_states, united
+from penstock.order.order import Remaining, Sequential, Shuffled
+from penstock.order.split import Split, Steps
+from penstock.order.state import Begun, Epoch, LoaderState, merge_states, united
 
 COUNTS = st.integers(0, 300)
 BATCHES = st.integers(1, 20)

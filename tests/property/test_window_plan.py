@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import UnitTooLarge
-from penstock.loader.block_order import Blocks, BlockShuffled, windows_of
-from penstock.loader.order import Remaining
 from penstock.loader.plan import BatchLimits, plan_units
-from penstock.loader.split import Split, Steps
 from penstock.loader.window_plan import HELD_WINDOWS, share_windows
+from penstock.order.block_order import Blocks, BlockShuffled, windows_of
+from penstock.order.order import Remaining
+from penstock.order.split import Split, Steps
 
 
 def manifest(count):

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.loader.options import AsyncPool, LoaderOptions
-from penstock.loader.sampler import (
+from penstock.order.sampler import (
     BlockSampler,
     DistributedSampler,
     RandomSampler,

@@ -8,9 +8,9 @@ from penstock.errors import ConfigError
 from penstock.loader.options import AsyncPool, LoaderOptions
 from penstock.loader.plan import Span
 from penstock.loader.reading import Reading
-from penstock.loader.sampler import DistributedSampler, RandomSampler, SequentialSampler
 from penstock.loader.settings import defaults, settle
-from penstock.loader.split import Split
+from penstock.order.sampler import DistributedSampler, RandomSampler, SequentialSampler
+from penstock.order.split import Split
 
 BARE = defaults(512)
 

@@ -15,8 +15,8 @@ from penstock.dataset.manifest import Manifest
 from penstock.dataset.resolve import Resolved
 from penstock.errors import DataError, PenstockError, SampleChanged, ShardCorrupt, StoreError
 from penstock.loader.fetch import Fetcher
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
+from penstock.order.order import Int64Array
 from penstock.store import open_store, split_location
 
 __all__ = ["MOST_BAD_SAMPLES", "Audit", "BadSample", "audit"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-from penstock.loader.by_length import BatchCost
 from penstock.loader.collate import Collate
 from penstock.loader.faults import OnError
 from penstock.loader.options import LoadingMode, MemoryFormat, ProcessContext, ReaderMode
-from penstock.loader.sampler import AnySampler
 from penstock.loader.transform import OnWorkerDeath, Workers
+from penstock.order.by_length import BatchCost
+from penstock.order.sampler import AnySampler
 from penstock.sizes import Size
 
 __all__ = ["LoaderArguments"]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import ConfigError
-from penstock.loader.order import Int64Array, mix
+from penstock.order.order import Int64Array, scramble
 
 __all__ = ["Crop", "Float64Array", "ImageTransform", "Randomness", "UInt8Array"]
 
@@ -37,8 +37,8 @@ class Randomness:
     def uniform(self, sample_ids: Int64Array, draw: int) -> Float64Array:
         """One number for each sample; every ``draw`` is another, independent one."""
         with np.errstate(over="ignore"):
-            state = mix(sample_ids.astype(np.uint64) * _GOLDEN + self._key)
-            state = mix(state + np.uint64(draw) * _GOLDEN)
+            state = scramble(sample_ids.astype(np.uint64) * _GOLDEN + self._key)
+            state = scramble(state + np.uint64(draw) * _GOLDEN)
         return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

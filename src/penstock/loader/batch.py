@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from penstock.budget import Charge, Region
 from penstock.errors import ClosedError, ConfigError, PenstockError
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
+from penstock.order.order import Int64Array
 
 if TYPE_CHECKING:
     import torch

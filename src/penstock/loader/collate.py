@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from penstock.errors import ConfigError
-from penstock.loader.order import Int64Array
+from penstock.order.order import Int64Array
 from penstock.sizes import whole_number
 from penstock.workers.results import Column, Form, Outgrown, result_at, typed
 from penstock.workers.sample import UInt8Array

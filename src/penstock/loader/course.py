@@ -10,16 +10,16 @@ import numpy as np
 
 from penstock.dataset.joined import Dataset, Joined, Samples, Source
 from penstock.errors import ConfigError
-from penstock.loader.block_order import BlockShuffled
-from penstock.loader.by_length import ByLength
-from penstock.loader.mixed import Mixed, Recipe, Segment
-from penstock.loader.mixture import Mixture, shares_of
-from penstock.loader.order import Order, Remaining, Sequential, Shuffled
-from penstock.loader.quality import ShuffleQuality, shuffle_quality
-from penstock.loader.sampler import AnySampler, BlockSampler, RandomSampler, Sampler, WeightedSampler
 from penstock.loader.settings import Settings
-from penstock.loader.split import Steps
-from penstock.loader.state import Begun, Epoch, Intervals, LoaderState
+from penstock.order.block_order import BlockShuffled
+from penstock.order.by_length import ByLength
+from penstock.order.mixed import Mixed, Recipe, Segment
+from penstock.order.mixture import Mixture, shares_of
+from penstock.order.order import Order, Remaining, Sequential, Shuffled
+from penstock.order.quality import ShuffleQuality, shuffle_quality
+from penstock.order.sampler import AnySampler, BlockSampler, RandomSampler, Sampler, WeightedSampler
+from penstock.order.split import Steps
+from penstock.order.state import Begun, Epoch, Intervals, LoaderState
 
 __all__ = ["Course", "begin", "check_mixable", "quality_of"]
 

@@ -20,7 +20,7 @@ from penstock import _core
 from penstock.errors import DecodeError, PenstockError
 from penstock.loader.augment import Float64Array, UInt8Array
 from penstock.loader.faults import STRICT, Faults
-from penstock.loader.order import Int64Array
+from penstock.order.order import Int64Array
 
 __all__ = ["Decoder", "Encoded", "NativeDecoder", "PillowDecoder", "PixelFormat", "PixelType"]
 

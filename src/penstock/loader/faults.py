@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from penstock.errors import ConfigError, PenstockError, SampleError, TooManyFaults
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
+from penstock.order.order import Int64Array
 from penstock.sizes import whole_number
 
 __all__ = ["STRICT", "Action", "Fault", "FaultPolicy", "Faults", "Mended", "Move", "OnError", "Tally", "log_faults"]

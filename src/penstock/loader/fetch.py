@@ -31,10 +31,10 @@ from penstock.errors import (
 )
 from penstock.loader.blame import Blame, os_error
 from penstock.loader.faults import STRICT, Faults
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Span, Unit, coalesce
 from penstock.loader.reading import Reading
 from penstock.observe.stages import StageClock
+from penstock.order.order import Int64Array
 from penstock.store import Interrupt, Store, open_store, split_location
 from penstock.store.base import Buffer
 

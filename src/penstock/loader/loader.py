@@ -21,21 +21,16 @@ from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
-from penstock.loader.block_order import windows_of
 from penstock.loader.course import Course, begin, check_mixable, quality_of
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
-from penstock.loader.mixture import Mixture
 from penstock.loader.options import AnyOptions, LoaderOptions
-from penstock.loader.order import Int64Array
 from penstock.loader.pipeline import Pipeline
 from penstock.loader.plan import LEAST_CHARGE_BYTES, Unit, plan_units
 from penstock.loader.profiles import Threads, tuning
-from penstock.loader.quality import ShuffleQuality
 from penstock.loader.raw import Reader
 from penstock.loader.reading import Reading
 from penstock.loader.settings import Settings, defaults, refuse_memory_format, settle
-from penstock.loader.state import LoaderState
 from penstock.loader.statistics import LoaderStatistics
 from penstock.loader.transforming import Transforming
 from penstock.loader.tune import Knobs
@@ -47,6 +42,11 @@ from penstock.observe.live import LiveLoader
 from penstock.observe.metrics import serve_as_configured
 from penstock.observe.stages import StageClock
 from penstock.observe.trace import Trace, trace_in
+from penstock.order.block_order import windows_of
+from penstock.order.mixture import Mixture
+from penstock.order.order import Int64Array
+from penstock.order.quality import ShuffleQuality
+from penstock.order.state import LoaderState
 from penstock.proof import prove
 from penstock.sizes import whole_number
 from penstock.workers.sample import random_key
@@ -372,7 +372,7 @@ class Loader(Generic[T]):
     def shuffle_quality(self, *, by_label: bool = False) -> ShuffleQuality:
         """How random this epoch's order is, as numbers: 1 like a true permutation, 0 like ascending ids; milliseconds.
 
-        It is measured on what all ranks take in a step; see ``penstock.loader.quality`` for what the figures mean.
+        It is measured on what all ranks take in a step; see ``penstock.order.quality`` for what the figures mean.
 
         Args:
             by_label: judge batches by how well they mix labels. By default it is the ids, as what lies together in a

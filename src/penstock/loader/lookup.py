@@ -11,10 +11,10 @@ from penstock.dataset.joined import Dataset
 from penstock.errors import NoSuchSample
 from penstock.loader.fetch import Fetcher
 from penstock.loader.options import LoaderOptions
-from penstock.loader.order import Sequential
 from penstock.loader.plan import BatchLimits, plan_units
 from penstock.loader.reading import Reading
-from penstock.loader.split import Split, Steps
+from penstock.order.order import Sequential
+from penstock.order.split import Split, Steps
 
 __all__ = ["Lookup"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from penstock.errors import ConfigError
-from penstock.loader.sampler import AnySampler, DistributedSampler, SequentialSampler, sampler_of, sampler_to_dict
+from penstock.order.sampler import AnySampler, DistributedSampler, SequentialSampler, sampler_of, sampler_to_dict
 from penstock.sizes import boolean, parse_bytes, whole_number
 
 __all__ = [

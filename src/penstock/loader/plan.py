@@ -14,9 +14,9 @@ import numpy as np
 
 from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError, ManifestError, UnitTooLarge
-from penstock.loader.by_length import BatchCost, prefix_costs
-from penstock.loader.order import Int64Array, Order, Remaining
-from penstock.loader.split import Steps
+from penstock.order.by_length import BatchCost, prefix_costs
+from penstock.order.order import Int64Array, Order, Remaining
+from penstock.order.split import Steps
 
 __all__ = ["LEAST_CHARGE_BYTES", "BatchLimits", "Share", "Span", "Unit", "Window", "coalesce", "plan_units"]
 

@@ -8,8 +8,8 @@ from typing import Protocol
 from penstock.budget import Charge
 from penstock.loader.faults import Faults
 from penstock.loader.fetch import Fetcher
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Unit
+from penstock.order.order import Int64Array
 from penstock.store.base import Buffer
 
 __all__ = ["OwnBytes", "Piece", "RawBytes", "Reader"]

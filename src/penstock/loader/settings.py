@@ -12,9 +12,9 @@ from penstock.loader.arguments import LoaderArguments
 from penstock.loader.faults import FaultPolicy
 from penstock.loader.options import AnyOptions, LoaderOptions, checked_knob
 from penstock.loader.plan import BatchLimits
-from penstock.loader.sampler import AnySampler, BlockSampler, DistributedSampler, RandomSampler, SequentialSampler
-from penstock.loader.split import Split
 from penstock.loader.transform import Transform, transform_of
+from penstock.order.sampler import AnySampler, BlockSampler, DistributedSampler, RandomSampler, SequentialSampler
+from penstock.order.split import Split
 from penstock.sizes import Size, boolean, format_bytes, parse_bytes, whole_number
 
 __all__ = ["DEFAULT_INFLIGHT_BYTES", "Settings", "defaults", "refuse_memory_format", "settle"]

@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import numpy as np
 
-from penstock.loader.order import Int64Array
 from penstock.loader.plan import Share, Unit, Window
+from penstock.order.block_order import HELD_WINDOWS
+from penstock.order.order import Int64Array
 
-__all__ = ["HELD_WINDOWS", "share_windows"]
-
-HELD_WINDOWS: Final = 2  # at a time, where no unit takes from more
+__all__ = ["share_windows"]
 
 
 @dataclass(frozen=True, slots=True)

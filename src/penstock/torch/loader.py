@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from penstock.loader.loader import Loader
-from penstock.loader.state import LoaderState
+from penstock.order.state import LoaderState
 from penstock.sizes import whole_number
 from penstock.torch.maker import Maker
 from penstock.torch.position import Position

@@ -11,8 +11,8 @@ from penstock import config
 from penstock.errors import ConfigError
 from penstock.loader import LoaderOptions
 from penstock.loader.loader import Loader
-from penstock.loader.sampler import DistributedSampler
 from penstock.loader.settings import DEFAULT_INFLIGHT_BYTES
+from penstock.order.sampler import DistributedSampler
 from penstock.sizes import parse_bytes, whole_number
 from penstock.torch.position import Position
 from penstock.torch.ranks import Place, place

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from penstock.errors import ResumeError
-from penstock.loader.state import LoaderState
+from penstock.order.state import LoaderState
 from penstock.sizes import whole_number
 
 __all__ = ["Position"]

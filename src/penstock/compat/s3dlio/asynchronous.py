@@ -17,10 +17,10 @@ from penstock.compat.s3dlio.prefix import Prefix
 from penstock.errors import ConfigError
 from penstock.loader import DataLoader, LoaderOptions
 from penstock.loader.options import AnyOptions
-from penstock.loader.sampler import BlockSampler
 from penstock.loader.settings import refuse_memory_format, settle
-from penstock.loader.split import Steps
-from penstock.loader.state import Epoch
+from penstock.order.sampler import BlockSampler
+from penstock.order.split import Steps
+from penstock.order.state import Epoch
 
 __all__ = ["AsyncBatches", "PyAsyncDataLoader", "PyBytesAsyncDataLoader", "PyS3AsyncDataLoader", "create_async_loader"]
 

@@ -9,7 +9,6 @@ from typing import Any, Final, SupportsIndex
 import numpy as np
 
 from penstock.compat.s3dlio.values import Flag, FlagKnob, NumberKnob
-from penstock.loader.draws import Weights
 from penstock.loader.options import (
     AnyOptions,
     HasOptions,
@@ -19,7 +18,8 @@ from penstock.loader.options import (
     ProcessContext,
     ReaderMode,
 )
-from penstock.loader.sampler import AnySampler, DistributedSampler, RandomSampler, WeightedSampler
+from penstock.order.draws import Weights
+from penstock.order.sampler import AnySampler, DistributedSampler, RandomSampler, WeightedSampler
 
 __all__ = ["PyLoaderOptions", "options_of"]
 

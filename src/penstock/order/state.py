@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from penstock.errors import ResumeError
-from penstock.loader.order import Remaining, Sequential
-from penstock.loader.split import Split, Steps
+from penstock.order.order import Remaining, Sequential
+from penstock.order.split import Split, Steps
 
 __all__ = ["Begun", "Epoch", "Intervals", "LoaderState", "merge_states"]
 

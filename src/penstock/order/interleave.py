@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from penstock.loader.keyed import Keyed, scaled
-from penstock.loader.order import Int64Array
+from penstock.order.keyed import Keyed, scaled
+from penstock.order.order import Int64Array
 
 __all__ = ["MOST_POSITIONS", "MOST_SHARES", "Interleave"]
 

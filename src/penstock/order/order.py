@@ -18,7 +18,17 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64Array", "Order", "Permutation", "Remaining", "Sequential", "Shuffled", "UInt64Array", "keys_of", "mix"]
+__all__ = [
+    "Int64Array",
+    "Order",
+    "Permutation",
+    "Remaining",
+    "Sequential",
+    "Shuffled",
+    "UInt64Array",
+    "keys_of",
+    "scramble",
+]
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -88,7 +98,7 @@ class Permutation:
         right, left = np.divmod(values, self._rows)
         size, other = self._rows, self._columns
         for key in self._keys:
-            mixed = mix(right ^ key if tweaks is None else right ^ key ^ tweaks)
+            mixed = scramble(right ^ key if tweaks is None else right ^ key ^ tweaks)
             mixed >>= _HALF  # 32 bits are enough to be uniform over what is at most the root of the count
             mixed *= size
             mixed >>= _HALF
@@ -138,7 +148,7 @@ class Remaining:
         return found
 
 
-def mix(values: UInt64Array) -> UInt64Array:
+def scramble(values: UInt64Array) -> UInt64Array:
     """Scramble in place: three multiply-and-shift steps, the value itself is returned."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)

@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from penstock.loader.order import Int64Array, Order
+from penstock.order.order import Int64Array, Order
 
 __all__ = ["ShuffleQuality", "shuffle_quality"]
 

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from penstock.dataset.links import parse_link
 from penstock.errors import ConfigError
-from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES
+from penstock.order.interleave import MOST_POSITIONS, MOST_SHARES
 from penstock.sizes import whole_number
 
 __all__ = ["Labels", "Mixture", "Stop", "mix", "shares_of"]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from penstock.dataset.joined import Column
 from penstock.errors import ConfigError, ManifestError
-from penstock.loader.order import Int64Array, Order, mix
+from penstock.order.order import Int64Array, Order, scramble
 
 __all__ = ["BatchCost", "ByLength", "padded_bytes", "prefix_costs"]
 
@@ -68,7 +68,7 @@ class ByLength:
         ids = ids[np.argsort(lengths, kind="stable")]
         runs = np.array_split(ids, min(_RUNS, len(ids)))
         with np.errstate(over="ignore"):
-            keys = mix(self._key + np.uint64(group * _RUNS) + np.arange(len(runs), dtype=np.uint64))
+            keys = scramble(self._key + np.uint64(group * _RUNS) + np.arange(len(runs), dtype=np.uint64))
         return np.concatenate([runs[run] for run in np.argsort(keys, kind="stable").tolist()])
 
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError
-from penstock.loader.block_order import BlockShuffled, blocks_of
-from penstock.loader.draws import AliasTable, Weighted, Weights, WithReplacement, checked_weights
-from penstock.loader.order import Order, Sequential, Shuffled
-from penstock.loader.state import Epoch
-from penstock.loader.window_plan import HELD_WINDOWS
+from penstock.order.block_order import HELD_WINDOWS, BlockShuffled, blocks_of
+from penstock.order.draws import AliasTable, Weighted, Weights, WithReplacement, checked_weights
+from penstock.order.order import Order, Sequential, Shuffled
+from penstock.order.state import Epoch
 from penstock.sizes import boolean, format_bytes, parse_bytes, whole_number
 
 __all__ = [

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from penstock.loader.order import Int64Array, UInt64Array, mix
+from penstock.order.order import Int64Array, UInt64Array, scramble
 
 __all__ = ["Keyed", "scaled"]
 
@@ -26,9 +26,9 @@ class Keyed:
         values = numbers.astype(np.uint64)
         values *= _GOLDEN
         values += self._first
-        values = mix(values)
+        values = scramble(values)
         values += self._second
-        return mix(values)
+        return scramble(values)
 
 
 def scaled(bits: UInt64Array, size: UInt64Array | np.uint64) -> Int64Array:

@@ -11,8 +11,8 @@ import numpy as np
 
 from penstock.dataset.joined import Source, grouped
 from penstock.errors import ConfigError, ResumeError
-from penstock.loader.interleave import MOST_POSITIONS, MOST_SHARES, Interleave
-from penstock.loader.order import Int64Array, Order
+from penstock.order.interleave import MOST_POSITIONS, MOST_SHARES, Interleave
+from penstock.order.order import Int64Array, Order
 
 __all__ = ["Mixed", "Recipe", "Segment", "Visit"]
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from penstock.dataset.joined import Samples
 from penstock.errors import ConfigError
-from penstock.loader.order import Int64Array, Order, Permutation, Remaining, UInt64Array, keys_of, mix
+from penstock.order.order import Int64Array, Order, Permutation, Remaining, UInt64Array, keys_of, scramble
 
-__all__ = ["BlockShuffled", "Blocks", "WindowsAt", "blocks_of", "windows_of"]
+__all__ = ["HELD_WINDOWS", "BlockShuffled", "Blocks", "WindowsAt", "blocks_of", "windows_of"]
+
+HELD_WINDOWS: Final = 2  # in memory at a time, where no batch takes from more: one is read while one is used up
 
 WindowsAt: TypeAlias = Callable[[Int64Array], Int64Array]
 """The number of the window that each position is in."""
@@ -118,7 +120,7 @@ class BlockShuffled:
 
     def _shuffled(self, places: Int64Array, sizes: Int64Array, windows: Int64Array) -> Int64Array:
         """Permute each window's places, which are below its size."""
-        tweaks = mix(windows.astype(np.uint64) ^ self._tweak)
+        tweaks = scramble(windows.astype(np.uint64) ^ self._tweak)
         values: UInt64Array = places.astype(np.uint64)
         if sizes.size and sizes.min() == sizes.max():
             return Permutation(int(sizes[0]), self._keys).at(values, tweaks).astype(np.int64)

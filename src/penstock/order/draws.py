@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import ConfigError
-from penstock.loader.keyed import Keyed, scaled
-from penstock.loader.order import Int64Array, UInt64Array
+from penstock.order.keyed import Keyed, scaled
+from penstock.order.order import Int64Array, UInt64Array
 
 __all__ = ["AliasTable", "Weighted", "Weights", "WithReplacement", "checked_weights"]
 
