@@ -28,6 +28,12 @@ gpu = [
 ]
 
 
+def on_gpu(test):
+    for mark in gpu:
+        test = mark(test)
+    return test
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """Pictures of one colour each, its red the number of the picture."""
@@ -249,13 +255,18 @@ class TestOnGpu:
         assert inner.loader.stats()["inflight_bytes"] <= BATCH * 3 * 8 * 8 + 4096  # the loop's last batch, at most
 
 
-@pytest.mark.parametrize("pinned", [True])
-class TestPinnedEpochLoader:
-    pytestmark = gpu
+@on_gpu
+def test_pin_memory_gives_pinned_tensors(images):
+    pictures, labels = next(iter(images(pin_memory=True)))
+    assert pictures.is_pinned() and labels.is_pinned()
 
-    def test_pin_memory_gives_pinned_tensors(self, images, pinned):
-        pictures, labels = next(iter(images(pin_memory=pinned)))
-        assert pictures.is_pinned() and labels.is_pinned()
+
+@on_gpu
+def test_a_loader_may_ask_for_copies_beside_the_computation(images):
+    asked = DeviceLoader(images(pin_memory=True, non_blocking=True))
+    assert asked.non_blocking
+    assert not DeviceLoader(images(), non_blocking=False).non_blocking
+    assert reds(asked) == reds(images())
 
 
 # Without torch

@@ -60,6 +60,8 @@ def test_an_argument_that_no_loader_has_is_a_type_error():
         ({"enable_transforms": True}, "enable_transforms is True, and there is no transform"),
         ({"multiprocessing_context": "fork"}, "multiprocessing_context is 'fork', and there are no processes"),
         ({"non_blocking": True}, "non_blocking is True and pin_memory False"),
+        ({"pin_memory": True}, "loop over penstock.torch.EpochLoader"),
+        ({"pin_memory": True, "non_blocking": True}, "loop over penstock.torch.EpochLoader"),
         ({"worker_id": 3, "num_workers_pytorch": 2}, "worker_id is 3"),
         ({"num_workers_pytorch": 2, "target_batch_bytes": 10}, "cut by count"),
         ({"rank": 1, "world_size": 2, "sampler": DistributedSampler(0, 2)}, "give them once"),

@@ -210,7 +210,21 @@ def _refuse_idle(knobs: LoaderOptions, transform: Transform | None) -> None:
             f"multiprocessing_context is {knobs.multiprocessing_context!r}, and there are no processes: this loader "
             "works in threads; leave it 'spawn', or give a transform with workers='processes'"
         )
-    if knobs.non_blocking and not knobs.pin_memory:
+    require_pinned_source(pin_memory=knobs.pin_memory, non_blocking=knobs.non_blocking)
+    if knobs.pin_memory:
+        raise ConfigError(
+            "pin_memory is True, and batches of a loader lie in its budget, which isn't page-locked; loop over "
+            "penstock.torch.EpochLoader, which takes the same arguments and gives tensors that are, or leave it False"
+        )
+
+
+def require_pinned_source(*, pin_memory: bool, non_blocking: bool) -> None:
+    """A GPU copies on its own from page-locked memory alone.
+
+    Raises:
+        ConfigError: it is to do so from other memory.
+    """
+    if non_blocking and not pin_memory:
         raise ConfigError(
             "non_blocking is True and pin_memory False; a GPU copies on its own from page-locked memory alone: set "
             "pin_memory=True as well"

@@ -36,7 +36,8 @@ class DeviceLoader:
             tensors or arrays are known; batches of ``penstock.load`` become the tensors of ``to_torch()``.
         device: where to; by default the GPU whose number is ``LOCAL_RANK``, or the CPU where there is none.
         pin_memory: copy through page-locked memory; by default on a GPU.
-        non_blocking: copy beside the computation; by default on a GPU. False copies each batch when it is asked for.
+        non_blocking: copy beside the computation; by default on a GPU, and where the ``EpochLoader`` was asked to.
+            False copies each batch when it is asked for.
         ahead: how many batches are copied ahead.
 
     Raises:
@@ -55,13 +56,15 @@ class DeviceLoader:
         self._loader: Any = loader
         self.device = _device(device)
         on_gpu = self.device.type == "cuda"
+        if non_blocking is None and getattr(loader, "non_blocking", False):
+            non_blocking = True
         if pin_memory:
             require_pinning()
         for name, asked in (("pin_memory", pin_memory), ("non_blocking", non_blocking)):
             if asked and not on_gpu:
                 raise ConfigError(f"{name} is True, and batches stay on {self.device}; leave it out, or give a GPU")
         self._pin = on_gpu if pin_memory is None else pin_memory
-        self._beside = on_gpu if non_blocking is None else non_blocking
+        self.non_blocking = on_gpu if non_blocking is None else non_blocking
         self._ahead = whole_number("ahead", ahead, least=1)
         self._loop: Ahead[Any, Any] | None = None
 
@@ -69,7 +72,7 @@ class DeviceLoader:
         """The loader's next loop."""
         source = iter(self._loader)
         self._loop = None
-        if not self._beside:
+        if not self.non_blocking:
             return map(self._at_once, source)
         copier = _Copier(self.device, pin=self._pin)
         self._loop = Ahead(

@@ -52,6 +52,9 @@ class EpochLoader(Generic[T]):
 
     def __init__(self, make: Callable[P, Loader[T]], *args: P.args, **arguments: P.kwargs) -> None:
         self._maker = Maker.of(make, args, arguments)
+        self._pins = bool(self._maker.asked("pin_memory"))
+        if self._pins:
+            require_pinning()
         self._position = self._maker.start  # where the loader begins, or will
         self._loader: Loader[T] | None = None
         self._place: Place | None = None  # that the loader was made for
@@ -69,6 +72,11 @@ class EpochLoader(Generic[T]):
         return self._loader
 
     @property
+    def non_blocking(self) -> bool:
+        """Whether its arguments ask for copies beside the computation, which a ``DeviceLoader`` over it makes."""
+        return bool(self._maker.asked("non_blocking"))
+
+    @property
     def epoch(self) -> int:
         """Which epoch the loop that is under way is of; between loops, the next one."""
         loader = self.loader
@@ -80,7 +88,7 @@ class EpochLoader(Generic[T]):
             self._turn_to(self._position.next() if self._taken() else self._position)
         loader = self.loader
         self._looped = True
-        return map(_pinned, loader) if loader.options.pin_memory else loader
+        return map(_pinned, loader) if self._pins else loader
 
     def __bool__(self) -> bool:
         return True
@@ -173,14 +181,7 @@ class EpochLoader(Generic[T]):
             self._loader = self._made()
 
     def _made(self) -> Loader[T]:
-        loader = self._maker.open(self._position, self._place)
-        try:
-            if loader.options.pin_memory:
-                require_pinning()
-        except BaseException:
-            loader.close()
-            raise
-        return loader
+        return self._maker.open(self._position, self._place)
 
     def _turn_to(self, position: Position) -> None:
         """The next loop begins there."""

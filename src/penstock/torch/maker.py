@@ -11,7 +11,7 @@ from penstock import config
 from penstock.errors import ConfigError
 from penstock.loader import LoaderOptions
 from penstock.loader.loader import Loader
-from penstock.loader.settings import DEFAULT_INFLIGHT_BYTES
+from penstock.loader.settings import DEFAULT_INFLIGHT_BYTES, require_pinned_source
 from penstock.order.sampler import DistributedSampler
 from penstock.sizes import parse_bytes, whole_number
 from penstock.torch.position import Position
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _RANK: Final = ("rank", "shard_rank")
 _WORLD_SIZE: Final = ("world_size", "shard_world_size")
+_OURS: Final = ("pin_memory", "non_blocking")  # what loops do with batches, and loaders don't
 _WORKER: Final = ("worker_id", "num_workers_pytorch")
 
 
@@ -72,7 +73,11 @@ class Maker(Generic[T]):
             if resume is not None and epoch != start.epoch:
                 raise ConfigError(f"epoch is {epoch}, and resume is a state of epoch {start.epoch}; give one of them")
             start = Position(whole_number("epoch", epoch, least=0), start.batches, start.loader)
-        return cls(make, args, rest, start)
+        maker = cls(make, args, rest, start)
+        require_pinned_source(
+            pin_memory=bool(maker.asked("pin_memory")), non_blocking=bool(maker.asked("non_blocking"))
+        )
+        return maker
 
     def place(self) -> Place | None:
         """Which rank this process is; None where the loader's options say so themselves.
@@ -95,6 +100,7 @@ class Maker(Generic[T]):
             arguments["resume"] = position.loader
         if part is not None:
             arguments.update(self._shared_out(part))
+        arguments.update((knob, False) for knob in _OURS if self.asked(knob))
         return self.make(*self.args, **arguments, epoch=position.epoch)
 
     def asked(self, knob: str) -> Any:
@@ -125,9 +131,9 @@ class Maker(Generic[T]):
     def _knob(self, name: str) -> Any:
         """What a record of options says, if there is one; the loader is who checks it."""
         options = self.arguments.get("options", self.args[1] if len(self.args) > 1 else None)
-        if isinstance(options, LoaderOptions):
-            return getattr(options, name)
-        return options.get(name) if isinstance(options, Mapping) else None
+        if options is None or isinstance(options, Mapping):
+            return (options or {}).get(name)
+        return getattr(LoaderOptions.of(options), name)
 
     def _asked(self, names: tuple[str, ...]) -> int | None:
         given = [self.arguments[name] for name in names if self.arguments.get(name) is not None]
