@@ -36,6 +36,16 @@ def pack_thousands(root: Path, names: Iterable[str]) -> str:
     return str(root / "packed")
 
 
+def pack_random(root: Path, count: int, *, least: int = 1, most: int = 400) -> Path:
+    """Pack so many samples of random bytes without labels into ``root / "packed"``; returns ``root``."""
+    source = random.Random(count)
+    make_tree(
+        root / "in", {f"{index:05d}.bin": source.randbytes(source.randint(least, most)) for index in range(count)}
+    )
+    penstock.pack_dir(root / "in", out=str(root / "packed"), shard_mb=1, label_mode="none")
+    return root
+
+
 def random_files(count: int, *, folders: int = 3, largest: int = 20_000, seed: int = 0) -> dict[str, bytes]:
     source = random.Random(seed)
     return {

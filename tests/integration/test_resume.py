@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from packing import pack_random
 
 import penstock
 from penstock.errors import BudgetHeld, ClosedError, ConfigError, ResumeError
@@ -18,13 +19,7 @@ SAMPLES = 203
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    root = tmp_path_factory.mktemp("resume")
-    random = np.random.default_rng(3)
-    (root / "in").mkdir()
-    for i in range(SAMPLES):
-        (root / "in" / f"{i:04d}.bin").write_bytes(random.bytes(int(random.integers(0, 400))))
-    penstock.pack_dir(root / "in", out=str(root / "packed"), shard_mb=1, label_mode="none")
-    return root / "packed"
+    return pack_random(tmp_path_factory.mktemp("resume"), SAMPLES, least=0) / "packed"
 
 
 @pytest.fixture

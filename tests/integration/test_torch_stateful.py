@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from packing import pack_random
 
 pytest.importorskip("torchdata")
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -21,13 +21,7 @@ SAMPLES, BATCH, STEPS = 203, 10, 21
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    root = tmp_path_factory.mktemp("stateful")
-    random = np.random.default_rng(7)
-    (root / "in").mkdir()
-    for i in range(SAMPLES):
-        (root / "in" / f"{i:04d}.bin").write_bytes(random.bytes(int(random.integers(1, 400))))
-    penstock.pack_dir(root / "in", out=str(root / "packed"), shard_mb=1, label_mode="none")
-    return root
+    return pack_random(tmp_path_factory.mktemp("stateful"), SAMPLES)
 
 
 @pytest.fixture
