@@ -33,7 +33,8 @@ class DeviceLoader:
 
     Args:
         loader: ``EpochLoader``, torch's DataLoader, or anything else that can be iterated. Tuples, lists and dicts of
-            tensors or arrays are known; batches of ``penstock.load`` become the tensors of ``to_torch()``.
+            tensors or arrays are known; batches of ``penstock.load`` become the tensors of
+            ``to_torch_with_labels()``, or of ``to_torch()`` where there are no labels.
         device: where to; by default the GPU whose number is ``LOCAL_RANK``, or the CPU where there is none.
         pin_memory: copy through page-locked memory; by default on a GPU.
         non_blocking: copy beside the computation; by default on a GPU, and where the ``EpochLoader`` was asked to.
