@@ -294,8 +294,9 @@ class _DecodeImages:
 def _labels_of(unit: Unit) -> Int64Array:
     if unit.labels is None:
         raise ManifestError(
-            f"batch {unit.index} has no labels; ImageFolderLoader needs samples with imagefolder hints "
-            "(decode_hint mx8:vision:imagefolder;label_id=<n>): pack with label_mode='imagefolder'"
+            f"batch {unit.index} has no labels: pack the folder with label_mode='imagefolder' first, and load what "
+            "that made. ImageFolderLoader needs samples with imagefolder hints (decode_hint "
+            "mx8:vision:imagefolder;label_id=<n>)"
         )
     return unit.labels
 

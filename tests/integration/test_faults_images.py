@@ -169,3 +169,16 @@ def test_by_default_the_first_broken_picture_is_raised(load):
         list(load())
     with pytest.raises(ConfigError, match="on_error"):
         load(on_error="drop")
+
+
+@pytest.mark.parametrize("backend", ["python", "native"])
+def test_the_first_broken_picture_is_named_whole_when_it_ends_the_pass(load, monkeypatch, backend):
+    monkeypatch.setenv("PENSTOCK_DECODE_BACKEND", backend)
+    with pytest.raises(DecodeError) as raised:
+        list(load())
+    error = raised.value
+    assert error.sample_id == min(BAD)
+    assert error.key is not None and error.key.startswith(f"{min(BAD):020d}.")
+    assert (error.location, error.offset % 512) == (str(load.shard), 0)
+    assert any(error.key in note and error.location in note for note in error.__notes__)
+    assert "object at" not in str(error)

@@ -267,3 +267,8 @@ def test_pin_memory_without_a_gpu_is_refused(epochs):
 def test_importing_penstock_imports_no_torch():
     code = "import sys, penstock, penstock.loader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_torchs_data_loader_is_told_what_to_take_instead(epochs):
+    with pytest.raises(ConfigError, match="give torch's DataLoader an EpochDataset, with batch_size=None"):
+        next(iter(torch.utils.data.DataLoader(epochs(), batch_size=None)))

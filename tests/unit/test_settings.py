@@ -48,8 +48,15 @@ def test_two_names_of_one_thing_are_refused():
 
 
 def test_an_argument_that_no_loader_has_is_a_type_error():
-    with pytest.raises(TypeError, match="no argument 'batchsize'"):
+    with pytest.raises(TypeError, match="no argument 'batchsize'; did you mean batch_size"):
         settled(batchsize=3)
+
+
+def test_names_of_torchs_data_loader_are_known_for_what_they_mean_here():
+    with pytest.raises(TypeError, match="'collate_fn'; did you mean collate"):
+        settled(collate_fn=print)
+    with pytest.raises(ConfigError, match="'max_inflight_bytes' is no option.*give it to the loader as a keyword"):
+        settled({"max_inflight_bytes": "1GiB"})
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,12 @@ import tarfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
 
 from penstock import _core
+from penstock.budget import Charge
 from penstock.dataset.joined import Dataset
 from penstock.errors import (
     AccessDenied,
@@ -21,9 +25,13 @@ from penstock.errors import (
     ShardCorrupt,
     StoreUnavailable,
 )
+from penstock.loader.faults import Faults
 from penstock.loader.plan import Unit
+from penstock.loader.work import Delivery, Work
 
-__all__ = ["Blame", "os_error"]
+__all__ = ["Blame", "Naming", "os_error"]
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 512  # of a member of a tar, right before its data
 
@@ -94,6 +102,34 @@ class Blame:
 
     def _location(self, unit: Unit, row: int) -> str:
         return self._dataset.location(int(unit.locations[row]))
+
+
+class Naming(Generic[T]):
+    """Work that says which sample it was, also where the first faulty one ends it.
+
+    Args:
+        work: what is done with units.
+        name: finds out what faulty samples are called.
+    """
+
+    def __init__(self, work: Work[T], name: Callable[[Unit, Faults], None]) -> None:
+        self._work = work
+        self._name = name
+        self.cost_bytes = work.cost_bytes
+
+    def build(self, unit: Unit, charge: Charge) -> Delivery[T]:
+        """See ``Work``."""
+        try:
+            return self._work.build(unit, charge)
+        except SampleError as error:
+            rows = np.flatnonzero(unit.sample_ids == error.sample_id)
+            if error.key is None and rows.size:
+                faults = Faults()
+                faults.errors[int(rows[0])] = error
+                with suppress(PenstockError):  # of naming it
+                    self._name(unit, faults)
+                error.add_note(f"sample {error.sample_id}: {error.key or 'key unknown'}, in {error.location}")
+            raise
 
 
 def os_error(code: int, where: str) -> PenstockError:

@@ -95,6 +95,8 @@ class Encoded:
     def blame(self, index: int, reason: object) -> None:
         """Note, or raise, that a file can't be decoded."""
         sample, length = int(self.sample_ids[index]), int(self.lengths[index])
+        if type(reason).__name__ == "UnidentifiedImageError":  # Pillow's, whose text is the address of a buffer
+            reason = "it is no kind of image that Pillow knows"
         message = f"sample {sample} ({length} bytes) can't be decoded: {reason}; replace or remove the image"
         self.faults.add(index, DecodeError(message, sample_id=sample))
 

@@ -265,7 +265,7 @@ class Tally:
             last = faults[-1].error
             raise TooManyFaults(
                 f"{tally.faulty} samples were faulty, and max_errors allows {most}; the last one: {last}. Mend the "
-                "dataset (`penstock verify` lists all damage), or allow more",
+                "dataset (the log names each; `penstock verify` lists damaged bytes), or allow more",
                 count=tally.faulty,
                 max_errors=most,
             ) from last

@@ -21,6 +21,7 @@ from penstock.dataset.resolve import Resolved, resolve
 from penstock.errors import ResumeError, TooManyFaults
 from penstock.loader.arguments import LoaderArguments
 from penstock.loader.batch import Batch
+from penstock.loader.blame import Naming
 from penstock.loader.course import Course, begin, check_mixable, quality_of
 from penstock.loader.faults import Fault, FaultPolicy, Tally, log_faults, rearrange
 from penstock.loader.fetch import Fetcher
@@ -144,7 +145,7 @@ class Loader(Generic[T]):
             units = share_windows(units, windows_at)
         pipeline = Pipeline(
             units,
-            self._work(),
+            Naming(self._work(), self._fetcher.name),
             self._budget,
             builders=knobs.prefetch,
             most_builders=self._tuner.most_prefetch,

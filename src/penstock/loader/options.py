@@ -206,9 +206,16 @@ def checked_knob(knob: str, value: Any, *, called: str) -> Any:
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in _CHECKS:
-            near = difflib.get_close_matches(str(name), _CHECKS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_CHECKS)}"
-            raise ConfigError(f"{name!r} is no option of a loader; {hint}")
+            raise ConfigError(f"{name!r} is no option of a loader; {_hint(str(name))}")
+
+
+def _hint(name: str) -> str:
+    from penstock.loader.arguments import LoaderArguments  # which is made of what stands here
+
+    if name in LoaderArguments.__annotations__:
+        return "it is an argument: give it to the loader as a keyword, beside the record"
+    near = difflib.get_close_matches(name, _CHECKS, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(_CHECKS)}"
 
 
 def _whole(name: str, value: Any) -> int:

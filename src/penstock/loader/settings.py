@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,14 @@ DEFAULT_INFLIGHT_BYTES: Final = 128 << 20
 _MOST_INFLIGHT_BYTES: Final = 1 << 42  # 4 TiB: the arena's address range is a multiple of it, and has 47 bits
 
 _KNOBS: Final = frozenset(field.name for field in fields(LoaderOptions))
+_IN_TORCH: Final = {  # arguments of its DataLoader
+    "prefetch_factor": "prefetch",
+    "collate_fn": "collate",
+    "worker_init_fn": "sample.rng in a transform, which needs no seeding",
+    "generator": "seed",
+    "timeout": "timeout_seconds",
+    "batch_sampler": "sampler",
+}
 _ALSO_CALLED: Final = {  # names of MX8 and of our own for knobs of LoaderOptions
     "batch_size_samples": "batch_size",
     "prefetch_batches": "prefetch",
@@ -104,9 +113,9 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
         ConfigError: a value, or a combination of them, that can't work.
     """
     given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
-    unknown = [name for name in given if name not in LoaderArguments.__annotations__]
-    if unknown:
-        raise TypeError(f"a loader has no argument {unknown[0]!r}")
+    for name in given:
+        if name not in LoaderArguments.__annotations__:
+            raise TypeError(f"a loader has no argument {name!r}{_hint(name)}")
     knobs = _knobs(otherwise if options is None else LoaderOptions.of(options), given)
     cap_bytes = _whole_bytes(given, "max_inflight_bytes", DEFAULT_INFLIGHT_BYTES, most=_MOST_INFLIGHT_BYTES)
     limits = _limits(knobs.batch_size, cap_bytes, given)
@@ -168,6 +177,12 @@ def refuse_memory_format(knobs: LoaderOptions, gives: str) -> None:
             f"memory_format is {knobs.memory_format!r}, and {gives}, which have no channels; leave it 'auto', or load "
             "images with ImageFolderLoader"
         )
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, LoaderArguments.__annotations__, n=1)
+    meant = _IN_TORCH.get(name) or (near[0] if near else None)
+    return "" if meant is None else f"; did you mean {meant}?"
 
 
 def _knobs(options: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:

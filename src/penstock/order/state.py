@@ -154,6 +154,11 @@ class LoaderState:
         Raises:
             ResumeError: it isn't such a dict.
         """
+        if "loader" in state and "version" not in state:
+            raise ResumeError(
+                "this is the state of an EpochLoader or EpochDataset; give it to one, or give what stands in it as "
+                "'loader'"
+            )
         try:
             if state["version"] != _VERSION:
                 raise ResumeError(
@@ -186,7 +191,7 @@ class LoaderState:
         differing = [name for name in ours if ours[name] != theirs[name]]
         if differing:
             raise ResumeError(
-                "the state is of another epoch: "
+                "the state is of other samples or another order: "
                 + ", ".join(f"{name} was {ours[name]!r} and is {theirs[name]!r} now" for name in differing)
                 + ". Going on would lose or repeat samples: make the loader as it was, or begin anew without the state"
             )

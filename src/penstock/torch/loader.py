@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
+from penstock.errors import ConfigError
 from penstock.loader.loader import Loader
 from penstock.order.state import LoaderState
 from penstock.sizes import whole_number
@@ -89,6 +90,17 @@ class EpochLoader(Generic[T]):
         loader = self.loader
         self._looped = True
         return map(_pinned, loader) if self._pins else loader
+
+    def __getitem__(self, index: object) -> NoReturn:
+        """For torch's DataLoader, which takes what it is given for a list of samples.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"item {index!r} of an EpochLoader was asked for, and it is no dataset but a loader: loop over it, or give "
+            "torch's DataLoader an EpochDataset, with batch_size=None"
+        )
 
     def __bool__(self) -> bool:
         return True
