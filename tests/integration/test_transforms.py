@@ -191,6 +191,14 @@ def test_samples_that_fail_are_left_out_or_replaced(load, dataset, way, how):
     assert all(number % 3 and data == dataset.contents[number] for batch in replaced for number, data in batch)
 
 
+@pytest.mark.parametrize("way", WAYS[:2], ids=IDS[:2])
+def test_an_error_that_cannot_say_what_it_is_is_one_samples_all_the_same(load, way):
+    with pytest.raises(TransformError, match="sample 5 .*Speechless"):
+        next(load(transform=used.five_fails_without_words, **way))
+    loader = load(transform=used.five_fails_without_words, on_error="skip", **way)
+    assert np.concatenate(list(loader)).tolist() == [i for i in range(60) if i != 5]
+
+
 def test_a_batch_may_come_to_nothing(load):
     loader = load(transform=used.every_third_fails, on_error="skip", batch_size=1)
     assert next(loader) == []  # nobody has seen a result yet

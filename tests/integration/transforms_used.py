@@ -36,6 +36,17 @@ def thirteen_fails(sample):
     return sample.id
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def five_fails_without_words(sample):
+    if sample.id == 5:
+        raise Speechless
+    return sample.id
+
+
 def every_third_fails(sample):
     if sample.id % 3 == 0:
         raise ValueError("a multiple of three")

@@ -155,7 +155,7 @@ class Threads:
         except Outgrown:
             raise
         except Exception as error:
-            raise task.failed(row, f"{type(error).__name__}: {error}", traceback.format_exc()) from error
+            raise task.failed(row, _one_line(error), traceback.format_exc()) from error
 
     def cancel(self) -> None:
         """See ``Executor``."""
@@ -378,6 +378,14 @@ class _Sharing:
 
 def _number(failure: tuple[int, BaseException]) -> int:
     return failure[0]
+
+
+def _one_line(error: Exception) -> str:
+    """What it is and says; some can't say anything."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose message can't be made"
 
 
 def _bytes_of(region: Region) -> UInt8Array:
