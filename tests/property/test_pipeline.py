@@ -277,7 +277,8 @@ def test_a_unit_larger_than_the_budget_is_an_error_with_both_numbers():
     pipeline.close()
 
 
-def test_a_source_that_hangs_ends_at_the_deadline_and_names_the_batch():
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_source_that_hangs_ends_at_the_deadline_and_names_the_batch(concurrency):
     release = threading.Event()
 
     class Hanging(FillWork):
@@ -286,7 +287,7 @@ def test_a_source_that_hangs_ends_at_the_deadline_and_names_the_batch():
             return super().build(unit, charge)
 
     budget = Budget(10)
-    pipeline = run([unit(0, 1)], budget, Hanging(budget), concurrency=2, stall_timeout_s=0.2)
+    pipeline = run([unit(0, 1)], budget, Hanging(budget), concurrency=concurrency, stall_timeout_s=0.2)
     with pytest.raises(DeadlineExceeded, match="batch 0"):
         next(pipeline)
     release.set()

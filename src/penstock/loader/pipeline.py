@@ -98,6 +98,7 @@ class Pipeline(Generic[T]):
         self._slots: deque[_Slot[T]] = deque()
         self.mine = _Mine()
         self._reserving = False
+        self._building: Unit | None = None  # by the producer itself
         self._finished = False
         self._closed = False  # by its owner
         self._stopping = False  # by its owner or by an error
@@ -216,8 +217,9 @@ class Pipeline(Generic[T]):
         )
 
     def _waiting_for(self) -> str:
-        if self._slots:
-            return f"batch {self._slots[0][0].index} is still being read"
+        building = self._slots[0][0] if self._slots else self._building
+        if building is not None and not self._reserving:
+            return f"batch {building.index} is still being read or transformed"
         return "waiting for memory" if self._reserving else "the next batch is still being planned"
 
     # The producer's side
@@ -279,10 +281,12 @@ class Pipeline(Generic[T]):
             slot.add_done_callback(self._wake)
             return True
         slot = Future()
+        self._building = unit
         try:
             slot.set_result(self._build_here(unit, charge))
         except BaseException as error:
             slot.set_exception(error)
+        self._building = None
         self._enqueue(unit, slot)
         return slot.exception() is None
 
