@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 import torch
 
 import penstock
+from penstock import LoaderOptions
 from penstock.errors import ClosedError, ConfigError, ResumeError
 from penstock.torch import EpochLoader
 
@@ -221,6 +222,9 @@ def test_what_makes_no_loader_is_refused(packed, epochs):
         EpochLoader(str(packed / "packed"))
     with pytest.raises(ConfigError, match="worker_id is given"):
         epochs(worker_id=0)
+    for options in (LoaderOptions(worker_id=1, num_workers_pytorch=3), {"worker_id": 1, "num_workers_pytorch": 3}):
+        with pytest.raises(ConfigError, match="for worker 1 of 3"):
+            epochs(options=options)
 
 
 def test_rank_and_world_size_come_from_the_environment_unless_given(epochs, expected, monkeypatch):

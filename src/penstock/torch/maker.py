@@ -74,6 +74,11 @@ class Maker(Generic[T]):
                 raise ConfigError(f"epoch is {epoch}, and resume is a state of epoch {start.epoch}; give one of them")
             start = Position(whole_number("epoch", epoch, least=0), start.batches, start.loader)
         maker = cls(make, args, rest, start)
+        if (workers := maker._knob("num_workers_pytorch") or 1) > 1:
+            raise ConfigError(
+                f"the options are for worker {maker._knob('worker_id') or 0} of {workers}; torch's DataLoader says which "
+                "worker is which, so leave worker_id and num_workers_pytorch out"
+            )
         require_pinned_source(
             pin_memory=bool(maker.asked("pin_memory")), non_blocking=bool(maker.asked("non_blocking"))
         )
