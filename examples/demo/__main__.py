@@ -14,12 +14,12 @@ from pathlib import Path
 
 import photographs
 import picture
-import training
 from rich.console import Console
 from rich.table import Table
 from watch import Watch
 
 import penstock
+import training
 from penstock.dataset.resolve import resolve
 from penstock.errors import PenstockError
 from penstock.sizes import format_bytes, parse_bytes

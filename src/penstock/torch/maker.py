@@ -76,8 +76,8 @@ class Maker(Generic[T]):
         maker = cls(make, args, rest, start)
         if (workers := maker._knob("num_workers_pytorch") or 1) > 1:
             raise ConfigError(
-                f"the options are for worker {maker._knob('worker_id') or 0} of {workers}; torch's DataLoader says which "
-                "worker is which, so leave worker_id and num_workers_pytorch out"
+                f"the options are for worker {maker._knob('worker_id') or 0} of {workers}; torch's DataLoader says "
+                "which worker is which, so leave worker_id and num_workers_pytorch out"
             )
         require_pinned_source(
             pin_memory=bool(maker.asked("pin_memory")), non_blocking=bool(maker.asked("non_blocking"))
@@ -115,7 +115,7 @@ class Maker(Generic[T]):
     def _shared_out(self, part: Part) -> dict[str, Any]:
         """What a worker gets: its steps, and its share of the memory and of the cores."""
         cap_bytes = parse_bytes(
-            self.arguments.get("max_inflight_bytes", DEFAULT_INFLIGHT_BYTES), name="max_inflight_bytes"
+            self.arguments.get("max_inflight_bytes") or DEFAULT_INFLIGHT_BYTES, name="max_inflight_bytes"
         )
         shares: dict[str, Any] = {
             "worker_id": part.worker,
