@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections.abc import Iterator
 
@@ -26,6 +27,13 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_STORE_VARIABLES) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def ended_data_loaders() -> Iterator[None]:
+    """torch's DataLoaders of a test are collected right after it: one whose workers failed waits seconds for them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

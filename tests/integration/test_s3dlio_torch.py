@@ -18,6 +18,9 @@ ITEMS = {f"{'ab'[i % 2]}/{i:03d}.bin": bytes([i]) * (1 + i % 5) for i in range(4
 IN_ORDER = [ITEMS[name] for name in sorted(ITEMS)]
 
 
+pytestmark = pytest.mark.usefixtures("ended_data_loaders")
+
+
 @pytest.fixture
 def uri(tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))

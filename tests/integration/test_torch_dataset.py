@@ -19,6 +19,7 @@ SAMPLES, BATCH, STEPS = 203, 10, 21
 LARGEST = 400
 
 pytestmark = [
+    pytest.mark.usefixtures("ended_data_loaders"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than cores
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forks on purpose
 ]

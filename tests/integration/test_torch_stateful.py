@@ -12,6 +12,7 @@ import penstock
 from penstock.torch import EpochDataset
 
 pytestmark = [
+    pytest.mark.usefixtures("ended_data_loaders"),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # torchdata's own affair
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forks on purpose
 ]

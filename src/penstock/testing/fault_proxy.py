@@ -220,6 +220,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
+    _in_work = False
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Quiet: ``FaultProxy.requests`` is the log."""
@@ -228,10 +229,17 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy = self.server.proxy
         fault = proxy._begin(self.command, self.path, self.headers.get("Range") or "", len(body))
+        self._in_work = True
         try:
             self._answer(fault, body)
         finally:
-            proxy._end()
+            self._end_once()
+
+    def _end_once(self) -> None:
+        """This request is in work no more."""
+        if self._in_work:
+            self._in_work = False
+            self.server.proxy._end()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = _serve  # noqa: N815
 
@@ -293,10 +301,13 @@ class _Handler(BaseHTTPRequestHandler):
             size = _PIECE_BYTES if left is None else min(left, _PIECE_BYTES)
             if fault.bytes_per_s is not None:
                 size = max(1, min(size, fault.bytes_per_s // 10))
-                self.server.proxy.closed.wait(0.1)
             piece = answer.read(size)
             if not piece:
                 break
+            if fault.bytes_per_s is not None:
+                self.server.proxy.closed.wait(0.1)
+            if answer.length == 0:
+                self._end_once()  # before the client can have it all, and ask for more over another connection
             self.wfile.write(piece)
             left = None if left is None else left - len(piece)
         self.wfile.flush()
