@@ -14,6 +14,13 @@ enum class ErrorCode : int {
   closed,
   out_of_memory,  // the kernel refuses the mapping
   bad_manifest,
+  not_registered,  // from here on: transfers
+  stale_descriptor,
+  transfer_active,
+  peer_unreachable,
+  peer_refused,
+  peer_lost,
+  transport_unavailable,
 };
 
 struct Error : std::runtime_error {

@@ -12,6 +12,13 @@ const char* class_name(penstock::ErrorCode code) {
     case ErrorCode::closed: return "ClosedError";
     case ErrorCode::out_of_memory: return "BudgetError";
     case ErrorCode::bad_manifest: return "ManifestError";
+    case ErrorCode::not_registered: return "NotRegistered";
+    case ErrorCode::stale_descriptor: return "StaleDescriptor";
+    case ErrorCode::transfer_active: return "TransferActive";
+    case ErrorCode::peer_unreachable: return "PeerUnreachable";
+    case ErrorCode::peer_refused: return "PeerRefused";
+    case ErrorCode::peer_lost: return "PeerLost";
+    case ErrorCode::transport_unavailable: return "TransportUnavailable";
   }
   return "PenstockError";
 }

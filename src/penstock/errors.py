@@ -32,6 +32,16 @@
      │   ├─ EmptyDataset                 nothing to index or to pack
      │   └─ ManifestNotFound(LookupError)
      ├─ PackError                        input that can't be packed
+     ├─ TransferError                    moving memory between processes and hosts
+     │   ├─ NotRegistered(LookupError)   a descriptor that lies outside of registered memory
+     │   ├─ StaleDescriptor              the memory was deregistered, or renewed, since it was described
+     │   ├─ TransferActive               posted again, or let go of, while it is still running
+     │   ├─ UnknownPeer(LookupError)     no metadata of an agent of this name is loaded
+     │   ├─ PeerUnreachable              no connection to the peer could be made
+     │   ├─ PeerRefused                  the peer doesn't want us: its secret, version or limits differ
+     │   ├─ PeerLost                     the peer ended, or its line was cut, while we were connected
+     │   ├─ MetadataError(ValueError)    a blob or message that doesn't parse
+     │   └─ TransportUnavailable         UCX, or the transport that was required, isn't there
      └─ ResumeError(ValueError)          a state that a loader can't go on from
 
 A message says what was given, what was allowed and what to do. Everything is a ``RuntimeError``, because the
@@ -56,9 +66,14 @@ __all__ = [
     "LinkError",
     "ManifestError",
     "ManifestNotFound",
+    "MetadataError",
     "NoSuchSample",
+    "NotRegistered",
     "ObjectNotFound",
     "PackError",
+    "PeerLost",
+    "PeerRefused",
+    "PeerUnreachable",
     "PenstockError",
     "PreconditionFailed",
     "ResolveError",
@@ -68,12 +83,17 @@ __all__ = [
     "SampleError",
     "SampleMissing",
     "ShardCorrupt",
+    "StaleDescriptor",
     "StoreError",
     "StoreFull",
     "StoreUnavailable",
     "TooManyFaults",
+    "TransferActive",
+    "TransferError",
     "TransformError",
+    "TransportUnavailable",
     "UnitTooLarge",
+    "UnknownPeer",
     "WorkerDied",
 ]
 
@@ -257,3 +277,47 @@ class ResumeError(PenstockError, ValueError):
 
 class PackError(PenstockError):
     """Input that can't be packed, or an output that can't be written."""
+
+
+class TransferError(PenstockError):
+    """Moving memory between processes and hosts failed."""
+
+
+class NotRegistered(TransferError, LookupError):
+    """A descriptor lies outside of the memory that its agent registered, or that we know of."""
+
+
+class StaleDescriptor(TransferError):
+    """The memory was deregistered, or renewed, since it was described: what lies there now is something else."""
+
+
+class TransferActive(TransferError):
+    """The transfer is still running, so it can't be posted again or let go of yet."""
+
+    retryable = True
+
+
+class UnknownPeer(TransferError, LookupError):
+    """No metadata of an agent of this name is loaded, or it was removed."""
+
+
+class PeerUnreachable(TransferError):
+    """No connection to the peer could be made in time."""
+
+    retryable = True
+
+
+class PeerRefused(TransferError):
+    """The peer answered and doesn't want us: the secret, the version or a limit differs."""
+
+
+class PeerLost(TransferError):
+    """The peer ended, or its line was cut, while we were connected; load its new metadata to go on."""
+
+
+class MetadataError(TransferError, ValueError):
+    """A blob or a message from a peer that doesn't parse, or contradicts itself."""
+
+
+class TransportUnavailable(TransferError):
+    """UCX isn't there, or it doesn't offer the transport that was required."""
