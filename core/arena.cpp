@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "error.h"
+#include "segment.h"
 
 namespace penstock {
 namespace {
@@ -36,7 +37,7 @@ uint64_t reserved_bytes(uint64_t bytes) {
 }  // namespace
 
 Arena::Arena(uint64_t budget_bytes) : owner_pid_(getpid()), limit_pages_(round_up(budget_bytes, kPage) / kPage) {
-  fd_ = memfd_create("penstock", MFD_CLOEXEC);
+  fd_ = memfd_create("penstock", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd_ < 0) throw Error(ErrorCode::out_of_memory, std::string("memfd_create: ") + std::strerror(errno));
   for (const uint64_t factor : kSpanFactors) {
     span_bytes_ = round_up(std::max(budget_bytes * factor, kLeastSpan), kPage);
@@ -45,6 +46,9 @@ Arena::Arena(uint64_t budget_bytes) : owner_pid_(getpid()), limit_pages_(round_u
     if (base == MAP_FAILED) continue;
     base_ = static_cast<std::byte*>(base);
     madvise(base_, span_bytes_, MADV_DONTDUMP);  // a core dump of a sparse terabyte helps nobody
+    // A peer that maps it must know that no truncation will kill it.
+    fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    share_mapping(base_, span_bytes_, fd_);
     return;
   }
   const std::string reason = std::strerror(errno);
@@ -54,6 +58,7 @@ Arena::Arena(uint64_t budget_bytes) : owner_pid_(getpid()), limit_pages_(round_u
 }
 
 Arena::~Arena() {
+  unshare_mapping(base_);
   munmap(base_, span_bytes_);
   close(fd_);
 }

@@ -65,7 +65,7 @@ class Inbox {
   std::vector<Notification> drain(size_t limit);
   // True = something may be there; false = the deadline came, or close().
   bool wait(Deadline deadline);
-  // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until the next drain.
+  // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until the next drain; true = something is there now.
   bool arm();
   // For the network plane, after it put something into a mailbox.
   void wake_sleeper() noexcept;
@@ -80,6 +80,7 @@ class Inbox {
   int wake_fd_;
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Source>> sources_;
+  bool armed_ = false;
   std::atomic<bool> closed_{false};
 };
 

@@ -29,13 +29,14 @@ using Deadline = std::chrono::steady_clock::time_point;
 enum class MemoryKind : uint32_t { dram = 0, vram = 1 };
 
 // What peers see. The table's sizes never change; `sleeping` says that somebody must be woken after a notification.
-struct RegistryTable {
+struct alignas(64) RegistryTable {
   static constexpr uint64_t kMagic = 0x3147455248435350;  // "PSCHREG1"
   uint64_t magic;
   uint32_t version;
   uint32_t capacity;
   std::atomic<uint32_t> sleeping;
-  alignas(64) std::atomic<uint64_t> generations[1];  // [capacity]
+  // [capacity] of them follow; 0 = nothing is registered there.
+  std::atomic<uint64_t>* generations() { return reinterpret_cast<std::atomic<uint64_t>*>(this + 1); }
   static uint64_t bytes(uint32_t capacity) { return sizeof(RegistryTable) + sizeof(uint64_t) * capacity; }
 };
 
@@ -72,7 +73,7 @@ class Pin {
 
 class Registry : public std::enable_shared_from_this<Registry> {
  public:
-  static constexpr uint32_t kCapacity = 1 << 16;
+  static constexpr uint32_t kCapacity = 1 << 15;
 
   explicit Registry(uint32_t capacity = kCapacity);
 
@@ -87,17 +88,15 @@ class Registry : public std::enable_shared_from_this<Registry> {
   };
 
   Name add(std::vector<Range> ranges, MemoryKind kind, uint32_t device);
-  // The same memory under a new generation; what was described before is stale.
-  Name renew(uint32_t slot);
   // From now on no transfer begins here. Idempotent.
   void retire(uint32_t slot);
-  // Whether nothing moves any more in memory that was retired (or renewed); gives the slot free for another use.
+  // Whether nothing moves any more in memory that was retired; if so its slot is free for another use.
   bool quiet(uint32_t slot);
   bool wait_quiet(uint32_t slot, Deadline deadline);
 
   // The registration that holds the whole range; nothing = none does.
   std::optional<Found> find(Range range);
-  bool live(Name name) const;
+  bool live(Name name) const noexcept;
   // Throws Error: stale_descriptor, or not_registered when the range isn't wholly in this registration. May be called
   // with whatever a peer sent.
   Pin pin(Name name, Range range);
@@ -118,7 +117,7 @@ class Registry : public std::enable_shared_from_this<Registry> {
     uint64_t count;
   };
   struct Slot {
-    std::vector<Range> ranges;  // sorted
+    std::vector<Range> ranges;  // sorted and disjoint
     MemoryKind kind = MemoryKind::dram;
     uint32_t device = 0;
     bool used = false;
@@ -126,8 +125,6 @@ class Registry : public std::enable_shared_from_this<Registry> {
     std::vector<Wait> waits;
   };
 
-  void check_slot(uint32_t slot) const;
-  void collect_waits(Slot& slot);
   bool quiet_locked(uint32_t index);
 
   const uint32_t capacity_;

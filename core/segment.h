@@ -18,7 +18,7 @@ class Segment {
   // `bytes` of zeros. Committed at once, so that a machine without room says so here and not by a SIGBUS later.
   static std::shared_ptr<Segment> create(uint64_t bytes);
   // A peer's: takes the descriptor over, in any case. Refuses one that isn't sealed, or has fewer bytes.
-  static std::shared_ptr<Segment> map(int fd, uint64_t bytes);
+  static std::shared_ptr<Segment> map(int fd, uint64_t bytes, bool writable = true);
 
   ~Segment();
   Segment(const Segment&) = delete;
@@ -32,13 +32,12 @@ class Segment {
   void discard() noexcept;
 
  private:
-  Segment(int fd, std::byte* data, uint64_t size, uint64_t mapped, uint64_t id);
+  Segment(int fd, std::byte* data, uint64_t size, bool ours);
 
   int fd_;
   std::byte* data_;
   uint64_t size_;
-  uint64_t mapped_;
-  uint64_t id_;
+  uint64_t id_;  // 0 = a peer's
 };
 
 // Where mappings that other processes may share lie in this process: segments of our own, and the arenas of budgets.

@@ -23,18 +23,20 @@ struct Descriptor {
   uint64_t address;  // in its owner's process
   uint64_t length;
   Registry::Name name;  // of the registration that it lies in
-  std::byte* mapped;    // where we can reach it: local memory itself, a peer's mapped region; null = not by load and store
+  std::byte*
+      mapped;  // where we can reach it: local memory itself, a peer's mapped region; null = not by load and store
 };
 
 // A list of descriptors, all checked against registrations when it was made.
 struct Prepared {
   std::vector<Descriptor> descriptors;
   MemoryKind kind = MemoryKind::dram;
-  uint32_t device = 0;
+  uint32_t device = 0;                             // of the first
+  std::vector<std::shared_ptr<Segment>> segments;  // keeps what is mapped mapped
 };
 
 struct Piece {
-  Descriptor local;   // both of the same length, and each within one registration
+  Descriptor local;  // both of the same length, and each within one registration
   Descriptor remote;
 };
 
@@ -62,6 +64,8 @@ class Transfer {
   // True when no byte of the local memory will be touched any more (a failed transfer may linger until its peer is
   // done or gone).
   virtual bool quiet() = 0;
+  // Whether post() would return within microseconds.
+  virtual bool brief(uint64_t notification_bytes) = 0;
 
   uint64_t total_bytes() const { return total_bytes_; }
   uint64_t piece_count() const { return pieces_.size(); }

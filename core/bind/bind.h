@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -60,10 +62,21 @@ inline ReadPlan make_plan(const Int64s& lengths, const Int64s& dest_offsets, con
   return {lengths.shape(0), lengths.data(), dest_offsets.data(), crcs ? crcs->data() : nullptr};
 }
 
+inline std::chrono::nanoseconds nanoseconds(double seconds) {
+  if (!(seconds >= 0)) throw Error(ErrorCode::invalid_argument, "a timeout is a number of seconds of at least 0");
+  // A century is for ever, and still fits into the clock's type.
+  return std::chrono::nanoseconds(static_cast<int64_t>(std::min(seconds, 3.0e9) * 1e9));
+}
+
+inline std::chrono::steady_clock::time_point deadline_after(double seconds) {
+  return std::chrono::steady_clock::now() + nanoseconds(seconds);
+}
+
 void register_budget(nb::module_& m);
 void register_crc(nb::module_& m);
 void register_decode(nb::module_& m);
 void register_gather(nb::module_& m);
 void register_manifest_text(nb::module_& m);
+void register_transfer(nb::module_& m);
 
 }  // namespace penstock

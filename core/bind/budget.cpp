@@ -3,8 +3,6 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/unique_ptr.h>
 
-#include <algorithm>
-#include <chrono>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -44,12 +42,6 @@ struct BoundCharge {
   std::shared_ptr<Memory> memory;
   Charge charge;
 };
-
-std::chrono::nanoseconds nanoseconds(double seconds) {
-  if (!(seconds >= 0)) throw Error(ErrorCode::invalid_argument, "a timeout is a number of seconds of at least 0");
-  // A century is for ever, and still fits into the clock's type.
-  return std::chrono::nanoseconds(static_cast<int64_t>(std::min(seconds, 3.0e9) * 1e9));
-}
 
 int region_get_buffer(PyObject* self, Py_buffer* view, int flags) {
   Region* region = nb::inst_ptr<Region>(nb::handle(self));

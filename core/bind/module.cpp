@@ -48,4 +48,5 @@ NB_MODULE(_core, m) {
   penstock::register_decode(m);
   penstock::register_gather(m);
   penstock::register_manifest_text(m);
+  penstock::register_transfer(m);
 }

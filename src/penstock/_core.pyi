@@ -214,3 +214,159 @@ class ManifestParser:
         """
         Whether the text so far is exactly what a writer would make of its rows.
         """
+
+class Segment:
+    """
+    Memory that other processes can map, through the buffer protocol (writable). Zeros at first.
+    """
+
+    @staticmethod
+    def create(size: int) -> Segment: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+def find_shared(address: int, length: int) -> tuple[int, int, int] | None:
+    """
+    (segment id, bytes of the segment, offset in it) where other processes can map this memory; else None.
+    """
+
+def dup_shared(segment_id: int) -> int:
+    """A new descriptor of a segment; -1 = it is gone."""
+
+def can_reach_process(pid: int, address: int) -> bool: ...
+
+class Registry:
+    """An agent's registered memory: slots with generations."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, ranges: Annotated[NDArray[numpy.uint64], dict(shape=(None, 2), order='C', device='cpu', writable=False)], vram: bool, device: int) -> tuple[int, int]: ...
+
+    def retire(self, slot: int) -> None: ...
+
+    def quiet(self, slot: int) -> bool: ...
+
+    def wait_quiet(self, slot: int, timeout_s: float) -> bool: ...
+
+    def prepare(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, generations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Prepared: ...
+
+    def find(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)]) -> list[tuple[int, int]]:
+        """
+        (slot, generation) of the registration that holds each row; generation 0 = none does.
+        """
+
+    @property
+    def table_fd(self) -> int: ...
+
+    @property
+    def table_bytes(self) -> int: ...
+
+class Prepared:
+    """Descriptors that were checked against registrations."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def vram(self) -> bool: ...
+
+    @property
+    def mapped(self) -> bool: ...
+
+class RemoteMemory:
+    """What is known of a peer's registered memory."""
+
+    def __init__(self) -> None: ...
+
+    def add(self, slot: int, generation: int, vram: bool, device: int, segment_id: int, ranges: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)]) -> None:
+        """``ranges``: address, length, offset in the segment."""
+
+    def clear(self) -> None: ...
+
+    def unmapped(self) -> list[int]: ...
+
+    def map(self, segment_id: int, fd: int, size: int) -> None:
+        """Takes ``fd`` over; -1 = the segment is gone."""
+
+    def prepare(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, generations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Prepared: ...
+
+class IncomingLink:
+    """The target's end of a connection from a peer on this host."""
+
+    def __init__(self, sender: str) -> None: ...
+
+    @property
+    def fd(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+class Inbox:
+    """Notifications that arrived."""
+
+    def __init__(self, registry: Registry) -> None: ...
+
+    def drain(self, limit: int) -> list:
+        """(sender, message) of what arrived, in order for each sender."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """True = something may be there."""
+
+    def arm(self) -> bool:
+        """
+        Have ``wake_fd`` become readable when something comes; True = something is there now.
+        """
+
+    def close(self) -> None: ...
+
+    @property
+    def wake_fd(self) -> int: ...
+
+    def attach(self, registry: Registry, link: IncomingLink) -> None: ...
+
+    def detach(self, registry: Registry, link: IncomingLink) -> None:
+        """Its process is gone. What it sent before can still be drained."""
+
+class Transfer:
+    """A prepared transfer: state 0 idle, 1 active, 2 done, 3 failed."""
+
+    def post(self, notification: bytes | None, timeout_s: float) -> int: ...
+
+    def poll(self) -> int: ...
+
+    def wait(self, timeout_s: float) -> int: ...
+
+    def quiet(self) -> bool: ...
+
+    def raise_error(self) -> None:
+        """Raise why it failed."""
+
+    @property
+    def total_bytes(self) -> int: ...
+
+    @property
+    def piece_count(self) -> int: ...
+
+class HostLink:
+    """The initiator's end of a connection to a peer on this host."""
+
+    def __init__(self, local: Registry, table_fd: int, table_bytes: int, link_fd: int, link_bytes: int, wake_fd: int, pid: int, peer_name: str) -> None:
+        """Takes the three descriptors over."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def lost(self) -> str: ...
+
+    def lose(self, reason: str) -> None: ...
+
+    def notify(self, message: bytes, timeout_s: float) -> None: ...
+
+    def transfer(self, operation: int, local: Prepared, remote: Prepared, local_indices: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, remote_indices: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, merge: bool) -> Transfer:
+        """``operation``: 0 write, 1 read."""

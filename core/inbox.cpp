@@ -1,0 +1,128 @@
+#include "inbox.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "error.h"
+
+namespace penstock {
+
+bool Mailbox::put(std::string message) {
+  std::lock_guard lock(mutex_);
+  // One message always fits, however small the limit.
+  if (closed_ || (bytes_ != 0 && bytes_ + message.size() > limit_bytes_)) return false;
+  bytes_ += message.size();
+  messages_.push_back(std::move(message));
+  return true;
+}
+
+void Mailbox::close() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+bool Mailbox::take(std::vector<Notification>& into, size_t limit) {
+  std::lock_guard lock(mutex_);
+  for (; limit > 0 && !messages_.empty(); --limit) {
+    bytes_ -= messages_.front().size();
+    into.push_back({sender_, std::move(messages_.front())});
+    messages_.pop_front();
+    taken_.fetch_add(1, std::memory_order_release);
+  }
+  return closed_ && messages_.empty();
+}
+
+bool Mailbox::empty() const {
+  std::lock_guard lock(mutex_);
+  return messages_.empty();
+}
+
+Inbox::Inbox(std::shared_ptr<Registry> registry)
+    : registry_(std::move(registry)), wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (wake_fd_ < 0) throw Error(ErrorCode::out_of_memory, std::string("eventfd: ") + std::strerror(errno));
+}
+
+Inbox::~Inbox() { ::close(wake_fd_); }
+
+void Inbox::attach(std::shared_ptr<Source> source) {
+  std::lock_guard lock(mutex_);
+  sources_.push_back(std::move(source));
+}
+
+std::vector<Notification> Inbox::drain(size_t limit) {
+  std::vector<Notification> taken;
+  std::lock_guard lock(mutex_);
+  if (armed_) {
+    armed_ = false;
+    registry_->shared().sleeping.fetch_sub(1);
+    clear_wake();
+  }
+  for (size_t i = 0; i < sources_.size() && taken.size() < limit;) {
+    if (sources_[i]->take(taken, limit - taken.size())) {
+      sources_.erase(sources_.begin() + static_cast<std::ptrdiff_t>(i));
+    } else {
+      ++i;
+    }
+  }
+  return taken;
+}
+
+bool Inbox::anything() const {
+  std::lock_guard lock(mutex_);
+  return std::any_of(sources_.begin(), sources_.end(), [](const auto& source) { return !source->empty(); });
+}
+
+bool Inbox::wait(Deadline deadline) {
+  while (!closed_.load()) {
+    if (anything()) return true;
+    registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst);
+    // Whoever published before it could see that we sleep is seen here.
+    if (!closed_.load() && !anything()) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+      pollfd wake{wake_fd_, POLLIN, 0};
+      poll(&wake, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000 * 1000)));
+    }
+    registry_->shared().sleeping.fetch_sub(1, std::memory_order_seq_cst);
+    if (anything()) {
+      clear_wake();
+      return true;
+    }
+    if (closed_.load() || std::chrono::steady_clock::now() >= deadline) return false;
+    clear_wake();
+    if (anything()) return true;  // it came between the look and the clearing
+  }
+  return false;
+}
+
+bool Inbox::arm() {
+  {
+    std::lock_guard lock(mutex_);
+    if (!armed_) registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst);
+    armed_ = true;
+  }
+  return anything();
+}
+
+void Inbox::wake_sleeper() noexcept {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (registry_->shared().sleeping.load(std::memory_order_seq_cst) == 0) return;
+  eventfd_write(wake_fd_, 1);
+}
+
+void Inbox::close() noexcept {
+  closed_.store(true);
+  eventfd_write(wake_fd_, 1);  // stays readable: whoever comes later wakes at once
+}
+
+void Inbox::clear_wake() noexcept {
+  eventfd_t count = 0;
+  if (!closed_.load()) eventfd_read(wake_fd_, &count);
+}
+
+}  // namespace penstock
