@@ -92,7 +92,6 @@ class HostTransfer : public Transfer {
       throw Error(ErrorCode::transfer_active, "the transfer is still running; wait for it before you post it again");
     }
     try {
-      if (!link_->alive()) link_->throw_lost();
       move();
       if (notification != nullptr) link_->notify(*notification, deadline);
     } catch (const Error& error) {
@@ -123,6 +122,7 @@ class HostTransfer : public Transfer {
         }
       }
       const Busy busy(*link_);
+      if (!link_->alive()) link_->throw_lost();
       check_generations("before");
       if (all_mapped_) {
         copy(pieces_.data(), pieces_.size());
@@ -262,7 +262,17 @@ void HostLink::lose(const std::string& reason) {
   std::lock_guard lock(lost_mutex_);
   if (!alive_.load()) return;
   lost_ = reason;
-  alive_.store(false, std::memory_order_release);
+  alive_.store(false, std::memory_order_seq_cst);
+}
+
+bool HostLink::wait_idle(Deadline deadline) const {
+  for (const BusyCounter& counter : link_->busy) {
+    while (counter.count.load(std::memory_order_seq_cst) % 2 == 1) {
+      if (std::chrono::steady_clock::now() >= deadline) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+  return true;
 }
 
 void HostLink::throw_lost() const { throw Error(ErrorCode::peer_lost, peer_name_ + " is lost: " + lost()); }

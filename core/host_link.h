@@ -31,9 +31,11 @@ class HostLink : public std::enable_shared_from_this<HostLink> {
   HostLink(const HostLink&) = delete;
   HostLink& operator=(const HostLink&) = delete;
 
-  bool alive() const { return alive_.load(std::memory_order_acquire); }
+  bool alive() const { return alive_.load(std::memory_order_seq_cst); }
   std::string lost() const;
   void lose(const std::string& reason);
+  // After lose(): waits for transfers of other threads of ours to end. False = the deadline came first.
+  bool wait_idle(Deadline deadline) const;
 
   // Waits for room until the deadline. Throws Error: deadline_exceeded, peer_lost, invalid_argument (too long).
   void notify(std::string_view message, Deadline deadline);

@@ -52,6 +52,13 @@ void RemoteMemory::clear() {
   generations_.clear();
 }
 
+void RemoteMemory::prune() {
+  std::lock_guard lock(mutex_);
+  std::set<uint64_t> used;
+  for (const Registration& registration : registrations_) used.insert(registration.segment_id);
+  std::erase_if(segments_, [&](const auto& entry) { return !used.contains(entry.first); });
+}
+
 std::vector<uint64_t> RemoteMemory::unmapped() const {
   std::lock_guard lock(mutex_);
   std::set<uint64_t> ids;

@@ -25,6 +25,8 @@ class RemoteMemory {
   void add(Registry::Name name, MemoryKind kind, uint32_t device, uint64_t segment_id,
            const std::vector<RemoteRange>& ranges);
   void clear();
+  // Lets go of segments that no registration lies in (any more).
+  void prune();
   // Segments that registrations lie in and nobody has mapped yet.
   std::vector<uint64_t> unmapped() const;
   // From now on this segment's memory is reached by load and store; null = it is gone at the peer.

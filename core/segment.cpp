@@ -91,12 +91,15 @@ std::optional<Shared> find_shared(uint64_t address, uint64_t length) {
   return Shared{mapping.id, mapping.fd, mapping.bytes, offset};
 }
 
-int dup_shared(uint64_t id) {
+std::optional<SharedDescriptor> dup_shared(uint64_t id) {
   std::lock_guard lock(shared_mutex);
   for (const auto& [data, mapping] : shared_mappings()) {
-    if (mapping.id == id) return fcntl(mapping.fd, F_DUPFD_CLOEXEC, 0);
+    if (mapping.id != id) continue;
+    const int fd = fcntl(mapping.fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) refuse("can't duplicate a segment's descriptor", errno);
+    return SharedDescriptor{fd, mapping.bytes};
   }
-  return -1;
+  return std::nullopt;
 }
 
 Segment::Segment(int fd, std::byte* data, uint64_t size, bool ours)

@@ -50,7 +50,11 @@ struct Shared {
 uint64_t share_mapping(const std::byte* data, uint64_t bytes, int fd);  // returns its id
 void unshare_mapping(const std::byte* data) noexcept;
 std::optional<Shared> find_shared(uint64_t address, uint64_t length);
-// The descriptor of a segment, duplicated (the caller closes it); -1 = it is gone.
-int dup_shared(uint64_t id);
+// The descriptor of a segment, duplicated (the caller closes it), and the segment's bytes; nothing = it is gone.
+struct SharedDescriptor {
+  int fd;
+  uint64_t bytes;
+};
+std::optional<SharedDescriptor> dup_shared(uint64_t id);
 
 }  // namespace penstock

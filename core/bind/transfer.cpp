@@ -102,7 +102,14 @@ void register_memory(nb::module_& m) {
       },
       nb::arg("address"), nb::arg("length"),
       "(segment id, bytes of the segment, offset in it) where other processes can map this memory; else None.");
-  m.def("dup_shared", &dup_shared, nb::arg("segment_id"), "A new descriptor of a segment; -1 = it is gone.");
+  m.def(
+      "shared_segment",
+      [](uint64_t id) -> std::optional<std::tuple<int, uint64_t>> {
+        const auto found = dup_shared(id);
+        if (!found) return std::nullopt;
+        return std::tuple(found->fd, found->bytes);
+      },
+      nb::arg("segment_id"), "(a new descriptor, which is the caller's; bytes) of a segment; None = it is gone.");
   m.def("can_reach_process", &can_reach_process, nb::arg("pid"), nb::arg("address"));
 
   nb::class_<Registry>(m, "Registry", "An agent's registered memory: slots with generations.")
@@ -146,6 +153,8 @@ void register_memory(nb::module_& m) {
           },
           nb::arg("rows"), "(slot, generation) of the registration that holds each row; generation 0 = none does.")
       .def_prop_ro("table_fd", [](const Registry& self) { return self.table().fd(); })
+      .def_prop_ro("table_address",
+                   [](const Registry& self) { return reinterpret_cast<uint64_t>(self.table().data()); })
       .def_prop_ro("table_bytes", [](const Registry& self) { return self.table().size(); });
 
   nb::class_<Prepared>(m, "Prepared", "Descriptors that were checked against registrations.")
@@ -169,6 +178,7 @@ void register_memory(nb::module_& m) {
           nb::arg("slot"), nb::arg("generation"), nb::arg("vram"), nb::arg("device"), nb::arg("segment_id"),
           nb::arg("ranges"), "``ranges``: address, length, offset in the segment.")
       .def("clear", &RemoteMemory::clear)
+      .def("prune", &RemoteMemory::prune)
       .def("unmapped", &RemoteMemory::unmapped)
       .def(
           "map",
@@ -265,6 +275,14 @@ void register_links(nb::module_& m) {
       .def_prop_ro("alive", &HostLink::alive)
       .def_prop_ro("lost", &HostLink::lost)
       .def("lose", &HostLink::lose, nb::arg("reason"))
+      .def(
+          "wait_idle",
+          [](const HostLink& self, double timeout_s) {
+            const Deadline deadline = deadline_after(timeout_s);
+            nb::gil_scoped_release release;
+            return self.wait_idle(deadline);
+          },
+          nb::arg("timeout_s"), "After ``lose``: whether transfers of other threads have ended.")
       .def(
           "notify",
           [](HostLink& self, const nb::bytes& message, double timeout_s) {

@@ -236,8 +236,10 @@ def find_shared(address: int, length: int) -> tuple[int, int, int] | None:
     (segment id, bytes of the segment, offset in it) where other processes can map this memory; else None.
     """
 
-def dup_shared(segment_id: int) -> int:
-    """A new descriptor of a segment; -1 = it is gone."""
+def shared_segment(segment_id: int) -> tuple[int, int] | None:
+    """
+    (a new descriptor, which is the caller's; bytes) of a segment; None = it is gone.
+    """
 
 def can_reach_process(pid: int, address: int) -> bool: ...
 
@@ -265,6 +267,9 @@ class Registry:
     def table_fd(self) -> int: ...
 
     @property
+    def table_address(self) -> int: ...
+
+    @property
     def table_bytes(self) -> int: ...
 
 class Prepared:
@@ -287,6 +292,8 @@ class RemoteMemory:
         """``ranges``: address, length, offset in the segment."""
 
     def clear(self) -> None: ...
+
+    def prune(self) -> None: ...
 
     def unmapped(self) -> list[int]: ...
 
@@ -365,6 +372,9 @@ class HostLink:
     def lost(self) -> str: ...
 
     def lose(self, reason: str) -> None: ...
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """After ``lose``: whether transfers of other threads have ended."""
 
     def notify(self, message: bytes, timeout_s: float) -> None: ...
 

@@ -1,0 +1,558 @@
+"""The agent: one process's end of all memory transfers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy.typing as npt
+
+from penstock import _core
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    PenstockError,
+    TransportUnavailable,
+    UnknownPeer,
+)
+from penstock.transfer.descriptors import MOST_NAME_BYTES, Descriptors
+from penstock.transfer.host import this_host
+from penstock.transfer.host_plane import HostPlane
+from penstock.transfer.memory import ranges_of
+from penstock.transfer.metadata import ID_BYTES, AgentMetadata
+from penstock.transfer.operation import Operation, Transfer
+from penstock.transfer.peer import Peer, Prepared, indices_of, rows_of
+from penstock.transfer.registration import Registration
+from penstock.transfer.table import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from penstock.budget import Budget, Region
+
+__all__ = ["Agent", "Notification"]
+
+_NOTIFICATIONS_AT_ONCE = 1 << 20
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class Notification(NamedTuple):
+    """A message that a peer sent."""
+
+    sender: str
+    message: bytes
+
+
+class Agent:
+    """Moves memory to and from other agents, and tells them so.
+
+    Memory is *registered*; a snapshot of what is registered (``metadata()``) goes to peers by any way you like; they load
+    it (``add_peer``) and then read and write that memory without this process doing anything. On one host bytes go through
+    shared memory; between hosts, where both agents open a network, through UCX.
+
+    Args:
+        name: by which peers know this agent, from 1 to 255 bytes of UTF-8.
+        network: where the network plane listens: an address, an interface, ``"loopback"`` or ``"any"``. None: nowhere.
+        budget: what ``allocate()`` takes memory from; None: from the machine.
+        require: a transport without which no connection is made: ``"shm"``, or one of UCX's such as ``"tcp"`` or ``"rdma"``.
+        timeout_s: how long everything may take that isn't given a time of its own.
+        peer_timeout_s: how long a peer on the network may be silent until it is taken for lost. On one host the end of
+            a process is noticed at once.
+
+    Threads: any. Processes: only the one that made it; a forked child gets ``ClosedError``.
+
+    Raises:
+        ConfigError: an argument that can't work.
+        TransportUnavailable: there is no UCX for ``network``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        network: str | None = None,
+        budget: Budget | None = None,
+        require: str | None = None,
+        timeout_s: float = 30.0,
+        peer_timeout_s: float = 5.0,
+    ) -> None:
+        if not isinstance(name, str) or not 1 <= len(name.encode()) <= MOST_NAME_BYTES:
+            raise ConfigError(f"an agent's name has from 1 to {MOST_NAME_BYTES} bytes, not {name!r}")
+        if timeout_s <= 0 or peer_timeout_s <= 0:
+            raise ConfigError(f"timeout_s and peer_timeout_s are above 0, not {timeout_s} and {peer_timeout_s}")
+        self.name = name
+        self.timeout_s = timeout_s
+        self.peer_timeout_s = peer_timeout_s
+        self.require = require
+        self.instance = secrets.token_bytes(ID_BYTES)
+        self.registry = _core.Registry()
+        self._secret = secrets.token_bytes(ID_BYTES)
+        self._budget = budget
+        self._inbox = _core.Inbox(self.registry)
+        self._lock = threading.Lock()
+        self._registrations: dict[Registration, None] = {}
+        self._quarantined: list[tuple[list[int], object]] = []
+        self._peers: dict[str, Peer] = {}
+        self._self_peer: Peer | None = None
+        self._closed = ""
+        self._network: _core.Network | None = None
+        exposed = weakref.WeakMethod(self._exposes)
+        self.host_plane = HostPlane(
+            name, self.instance, self._secret, self.registry, self._inbox, lambda i: bool((f := exposed()) and f(i))
+        )
+        try:
+            if network is not None:
+                self._network = self._open_network(network)
+        except BaseException:
+            self.host_plane.close()
+            raise
+        self._finalizer = weakref.finalize(self, _abandon, self.host_plane, self._network, self._inbox)
+        _agents.add(self)
+
+    # Memory.
+
+    def allocate(self, size: int, timeout_s: float | None = None) -> Region | _core.Segment:
+        """Memory that peers on this host reach by load and store: through the buffer protocol, writable, zeros at first
+        (undefined if it comes from a budget).
+
+        It lives until the last view of it is gone, and no registration keeps it. Register it to let peers reach it.
+
+        Args:
+            size: bytes.
+            timeout_s: how long to wait for the budget, where there is one.
+
+        Raises:
+            BudgetError: the machine, or the budget as a whole, doesn't have it.
+            DeadlineExceeded: the budget didn't have it in time.
+        """
+        self._check_open()
+        if size <= 0:
+            raise ConfigError(f"{size} bytes of memory; give at least 1")
+        if self._budget is None:
+            return _core.Segment.create(size)
+        return self._budget.reserve(size, self.timeout_s if timeout_s is None else timeout_s).region()
+
+    def register(self, thing: Any, memory: Memory | None = None) -> Registration:
+        """Let peers read and write this memory, from the next metadata on.
+
+        Args:
+            thing: a region, array, tensor, buffer, ``(address, length)``, or a list of those (one registration for
+                thousands costs as much as one for one). What owns memory is kept alive; plain addresses are up to you.
+            memory: what kind of memory plain addresses are in; with it an array is a table of addresses.
+
+        Raises:
+            ConfigError: nothing that is contiguous memory that can be written to, of one kind and device.
+        """
+        self._check_open()
+        self._sweep()
+        ranges = ranges_of(thing, memory)
+        if not ranges.writable:
+            raise ConfigError("memory that is read-only can't be registered, for peers may write to it; give a copy")
+        registration = Registration(self, self.registry, ranges)
+        with self._lock:
+            self._registrations[registration] = None
+        return registration
+
+    def descriptors(self, thing: Any, memory: Memory | None = None) -> Descriptors:
+        """Descriptors of things that lie in registered memory.
+
+        Raises:
+            NotRegistered: one of them doesn't.
+        """
+        self._check_open()
+        ranges = ranges_of(thing, memory)
+        self.registry.prepare(ranges.table, None, None)
+        found = self.registry.find(ranges.table)
+        slots, generations = zip(*found, strict=True)
+        return Descriptors(self.name, ranges.memory, ranges.table, slots, generations)
+
+    def prepare(self, things: Any, memory: Memory | None = None) -> Prepared:
+        """The local side of transfers: descriptors of ours, or things in registered memory.
+
+        Raises:
+            NotRegistered, StaleDescriptor
+        """
+        self._check_open()
+        rows = rows_of(things, self.name, memory)
+        return Prepared(None, rows, self.registry.prepare(rows.table, rows.slots, rows.generations))
+
+    # Peers.
+
+    def metadata(self, registrations: Iterable[Registration] | None = None) -> bytes:
+        """Who this agent is, how it is reached, and what it has registered now.
+
+        Whoever has it may read and write the registered memory: treat it as a password.
+
+        Args:
+            registrations: only these, which are added to what a peer knows; None: all, which replace it.
+        """
+        self._check_open()
+        with self._lock:
+            chosen = list(self._registrations if registrations is None else registrations)
+        return self._metadata(chosen, complete=registrations is None).to_bytes()
+
+    def _metadata(self, registrations: list[Registration], *, complete: bool) -> AgentMetadata:
+        host = this_host()
+        return AgentMetadata(
+            name=self.name,
+            instance=self.instance,
+            secret=self._secret,
+            boot_id=host.boot_id,
+            netns=host.netns,
+            uid=os.getuid(),
+            pid=os.getpid(),
+            socket_name=self.host_plane.socket_name,
+            network_address=self._network.address if self._network is not None else b"",
+            network_transports=self._network.transports if self._network is not None else "",
+            registrations=tuple(record for each in registrations for record in each.records),
+            complete=complete,
+        )
+
+    def add_peer(self, metadata: bytes) -> Peer:
+        """Learn of another agent, or of what it registered meanwhile. Doesn't connect.
+
+        Metadata of another agent with a known name, such as one that was started again, replaces the old one.
+
+        Raises:
+            MetadataError: it doesn't parse.
+            ConfigError: it is our own; transfers within one agent need none (``itself``).
+        """
+        self._check_open()
+        loaded = AgentMetadata.from_bytes(metadata)
+        if loaded.name == self.name:
+            raise ConfigError(
+                f"metadata of {self.name!r}, which is this agent's own name; use agent.itself for loopback"
+            )
+        with self._lock:
+            known = self._peers.get(loaded.name)
+            if known is not None and known.metadata.instance == loaded.instance:
+                known.refresh(loaded)
+                return known
+            peer = self._peers[loaded.name] = Peer(self, loaded)
+        if known is not None:
+            known.close("replaced by another agent of its name")
+        return peer
+
+    def remove_peer(self, name: str) -> None:
+        """Disconnect from a peer and forget it. Prepared lists and transfers of it fail from now on.
+
+        Raises:
+            UnknownPeer
+        """
+        with self._lock:
+            peer = self._peers.pop(name, None)
+        if peer is None:
+            raise UnknownPeer(f"no metadata of an agent {name!r} is loaded")
+        peer.close("removed")
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """Those whose metadata is loaded, by name."""
+        with self._lock:
+            return dict(self._peers)
+
+    def peer(self, name: str) -> Peer:
+        """One of them, or ourselves.
+
+        Raises:
+            UnknownPeer
+        """
+        if name == self.name:
+            return self.itself
+        found = self._peers.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._peers)) or "none"
+            raise UnknownPeer(f"no metadata of an agent {name!r} is loaded (known: {known}); call add_peer() first")
+        return found
+
+    @property
+    def itself(self) -> Peer:
+        """This agent as its own peer: for transfers within one process."""
+        self._check_open()
+        with self._lock:
+            if self._self_peer is None:
+                self._self_peer = Peer(self, self._metadata([], complete=True))
+            return self._self_peer
+
+    def shares_host(self, metadata: AgentMetadata) -> bool:
+        """Whether shared memory leads to that agent, by what its metadata says.
+
+        Raises:
+            TransportUnavailable: another transport is required.
+        """
+        shared = bool(metadata.socket_name) and this_host().same_as(metadata.host)
+        if self.require is None:
+            return shared
+        if self.require == "shm" and not shared:
+            raise TransportUnavailable(f"{metadata.name} is on another host, but require='shm'")
+        return self.require == "shm"
+
+    # Transfers.
+
+    def transfer(
+        self,
+        operation: Operation,
+        local: Prepared | Any,
+        remote: Prepared,
+        *,
+        notify: bytes | None = None,
+        local_indices: npt.ArrayLike | None = None,
+        remote_indices: npt.ArrayLike | None = None,
+        timeout_s: float | None = None,
+        merge: bool = True,
+    ) -> Transfer:
+        """A transfer that isn't begun yet; ``post()`` begins it, as often as you like.
+
+        Args:
+            operation: ``"WRITE"``, local to remote, or ``"READ"``, remote to local.
+            local: what ``prepare()`` gave, or what it takes.
+            remote: what ``Peer.prepare()`` gave.
+            notify: what the peer is told after the data.
+            local_indices: which descriptors of the local side, in this order; None: all.
+            remote_indices: which of the remote side; the i-th of both go together and are of equal length.
+            timeout_s: the deadline of each post.
+            merge: whether neighbours on both sides are moved as one.
+
+        Raises:
+            ConfigError: sides, counts, lengths or indices that don't fit.
+            PeerUnreachable, PeerRefused, TransportUnavailable: no connection to the peer.
+        """
+        self._check_open()
+        if operation not in ("WRITE", "READ"):
+            raise ConfigError(f"operation {operation!r}; it is 'WRITE' or 'READ'")
+        if not isinstance(local, Prepared):
+            local = self.prepare(local)
+        if local.peer is not None or not isinstance(remote, Prepared) or remote.peer is None:
+            raise ConfigError("the local side comes from agent.prepare(), the remote one from a peer's prepare()")
+        peer = remote.peer
+        link = peer.link_for(local, remote)
+        core = link.transfer(
+            0 if operation == "WRITE" else 1,
+            local.core(),
+            remote.core(),
+            indices_of(local_indices, len(local), "local"),
+            indices_of(remote_indices, len(remote), "remote"),
+            merge,
+        )
+        return Transfer(
+            core,
+            operation=operation,
+            peer_name=peer.name,
+            transport=str(peer.transport),
+            notify=notify,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            completion_fd=self._network.completion_fd if self._network is not None else -1,
+            keep=(self, local, remote),
+        )
+
+    def write(self, local: Prepared | Any, remote: Prepared, **options: Any) -> Transfer:
+        """Write ours to theirs: ``transfer("WRITE", ...)``, posted."""
+        return self._posted("WRITE", local, remote, options)
+
+    def read(self, local: Prepared | Any, remote: Prepared, **options: Any) -> Transfer:
+        """Read theirs into ours: ``transfer("READ", ...)``, posted."""
+        return self._posted("READ", local, remote, options)
+
+    def _posted(self, operation: Operation, local: Any, remote: Prepared, options: dict[str, Any]) -> Transfer:
+        transfer = self.transfer(operation, local, remote, **options)
+        transfer.post()
+        return transfer
+
+    # Notifications.
+
+    def notify(self, peer: Peer | str, message: bytes, timeout_s: float | None = None) -> None:
+        """Send a message of at most 128 KiB. A peer gets ours in order, each once.
+
+        Raises:
+            UnknownPeer, PeerLost, PeerUnreachable, PeerRefused
+            DeadlineExceeded: the peer doesn't take its notifications, and there is no room for more.
+        """
+        self._check_open()
+        target = self.peer(peer) if isinstance(peer, str) else peer
+        target.link(timeout_s).notify(message, self.timeout_s if timeout_s is None else timeout_s)
+
+    def notifications(self) -> list[Notification]:
+        """What arrived since the last call: in order for each sender, each once."""
+        self._check_open()
+        return [Notification(*each) for each in self._inbox.drain(_NOTIFICATIONS_AT_ONCE)]
+
+    def wait_notification(self, timeout_s: float | None = None) -> list[Notification]:
+        """Sleep until something arrives; it costs no processor time meanwhile.
+
+        Raises:
+            DeadlineExceeded: nothing came.
+            ClosedError: the agent was closed meanwhile.
+        """
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + wait_s
+        while True:
+            arrived = self.notifications()
+            if arrived:
+                return arrived
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _nothing_came(self.name, wait_s)
+            self._inbox.wait(left)
+
+    async def arrived(self, timeout_s: float | None = None) -> list[Notification]:
+        """``wait_notification()`` for a running event loop.
+
+        Raises:
+            DeadlineExceeded, ClosedError
+        """
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        loop = asyncio.get_running_loop()
+        self._check_open()
+        fd = os.dup(self._inbox.wake_fd)  # others may watch it, too
+        woken = asyncio.Event()
+        loop.add_reader(fd, woken.set)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not (arrived := self._drain_or_arm()):
+                    woken.clear()
+                    await woken.wait()
+                return arrived
+        except TimeoutError:
+            raise _nothing_came(self.name, wait_s) from None
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+    def _drain_or_arm(self) -> list[Notification]:
+        arrived = self.notifications()
+        return arrived if arrived or not self._inbox.arm() else self.notifications()
+
+    # The network plane.
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the network plane is open."""
+        return self._network is not None
+
+    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> _core.NetworkLink:
+        """A connection over the network.
+
+        Raises:
+            TransportUnavailable, PeerUnreachable, PeerRefused
+        """
+        raise NotImplementedError
+
+    def _open_network(self, network: str) -> _core.Network:
+        raise NotImplementedError
+
+    # Its life.
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return bool(self._closed)
+
+    def close(self) -> None:
+        """End everything: connections, transfers under way, registrations. Idempotent; any time, any thread.
+
+        Waits up to five seconds for peers that are in the middle of our memory. Memory that one of them still touches then
+        (its process is stopped, say) is kept until this process ends.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = "closed"
+            peers = [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]
+            registrations = list(self._registrations)
+            self._registrations.clear()
+        _agents.discard(self)
+        self._finalizer.detach()
+        self._inbox.close()
+        for peer in peers:
+            peer.close("closed: our agent was closed")
+        if self._network is not None:
+            self._network.close(_CLOSE_TIMEOUT_S)
+        self._quarantined += [(each.retire(), each.keepalive) for each in registrations]
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        for slots, keepalive in self._quarantined:
+            if not all(self.registry.wait_quiet(slot, max(0.0, deadline - time.monotonic())) for slot in slots):
+                _kept_for_ever.append(keepalive)
+        self._quarantined.clear()
+        self.host_plane.close()
+
+    def forget(self, registration: Registration) -> None:
+        """Tell no peer of it any more (the registration calls this when it closes)."""
+        with self._lock:
+            self._registrations.pop(registration, None)
+
+    def quarantine(self, slots: list[int], keepalive: object) -> None:
+        """Keep memory alive until nobody touches it any more."""
+        with self._lock:
+            self._quarantined.append((slots, keepalive))
+
+    def _sweep(self) -> None:
+        with self._lock:
+            self._quarantined = [
+                (slots, keepalive)
+                for slots, keepalive in self._quarantined
+                if not all(self.registry.quiet(slot) for slot in slots)
+            ]
+
+    def _exposes(self, segment_id: int) -> bool:
+        with self._lock:
+            return any(segment_id in each.segment_ids for each in self._registrations)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the agent {self.name} {_WHY_CLOSED.get(self._closed, 'was closed')}")
+
+    def _forked(self) -> None:
+        """In a child: what we share with peers is our parent's to use."""
+        self._closed = "forked"
+        self._finalizer.detach()
+        for peer in [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]:
+            for link in peer._links():
+                if link is not None:
+                    link.lose("an agent doesn't survive fork(); make a new one in the child")
+
+    def __enter__(self) -> Agent:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """``close()``."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Its name, and how much it has to do with whom."""
+        state = f"{len(self._registrations)} registrations, {len(self._peers)} peers"
+        return f"<Agent {self.name}: {self._closed or state}>"
+
+
+_WHY_CLOSED = {"forked": "doesn't survive fork(); make a new one in the child"}
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()
+_kept_for_ever: list[object] = []
+
+
+def _nothing_came(name: str, wait_s: float) -> PenstockError:
+    from penstock.errors import DeadlineExceeded
+
+    return DeadlineExceeded(f"no notification came for {name} within {wait_s} s")
+
+
+def _abandon(host_plane: HostPlane, network: _core.Network | None, inbox: _core.Inbox) -> None:
+    """An agent that nobody closed, and nobody has any more."""
+    with contextlib.suppress(PenstockError, OSError):
+        inbox.close()
+        if network is not None:
+            network.close(0.0)
+        host_plane.close()
+
+
+def _after_fork_in_child() -> None:
+    for agent in list(_agents):
+        agent._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
