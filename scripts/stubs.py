@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -28,12 +29,16 @@ Int32s: TypeAlias = npt.NDArray[np.int32]
 Int64s: TypeAlias = npt.NDArray[np.int64]
 UInt8s: TypeAlias = npt.NDArray[np.uint8]
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
+UInt64s: TypeAlias = npt.NDArray[np.uint64]
 '''
 
-# The generator knows no slots, and Region's buffer protocol is one.
-REGION = "class Region:\n"
-REGION_BUFFER = "    def __buffer__(self, flags: int, /) -> memoryview: ...\n\n"
-REGION_LENGTH = "    def __len__(self) -> int: ...\n"
+# The generator knows no slots, and the buffer protocol is one.
+BUFFERS = ("class Region:\n", "class Segment:\n")
+BUFFER = "    def __buffer__(self, flags: int, /) -> memoryview: ...\n\n"
+LENGTH = "    def __len__(self) -> int: ...\n"
+
+# It spells arrays out, for which the header has names.
+ARRAY = re.compile(r"Annotated\[NDArray\[numpy\.(u?)(int|float)(\d+)\], dict\([^\]]*\)\]")
 
 
 def generate() -> str:
@@ -42,8 +47,11 @@ def generate() -> str:
     generator.put(generator.module)
     imports = [line for line in generator.get().splitlines() if not line.startswith(("import ", "from "))]
     body = "\n".join(imports).partition('"""\n')[2].partition('"""\n')[2].strip("\n") + "\n"
-    start = body.index(REGION_LENGTH, body.index(REGION))
-    return f"{HEADER}\n{body[:start]}{REGION_BUFFER}{body[start:]}"
+    body = ARRAY.sub(lambda found: f"{'U' * bool(found[1])}{found[2].capitalize()}{found[3]}s", body)
+    for name in BUFFERS:
+        start = body.index(LENGTH, body.index(name))
+        body = body[:start] + BUFFER + body[start:]
+    return f"{HEADER}\n{body}"
 
 
 def main() -> int:

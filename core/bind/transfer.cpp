@@ -207,10 +207,8 @@ void register_notifications(nb::module_& m) {
       .def(
           "drain",
           [](Inbox& self, size_t limit) {
-            std::vector<Notification> taken;
-            taken = self.drain(limit);
-            nb::list result;
-            for (const Notification& notification : taken) {
+            nb::typed<nb::list, nb::typed<nb::tuple, nb::str, nb::bytes>> result;
+            for (const Notification& notification : self.drain(limit)) {
               result.append(nb::make_tuple(nb::str(notification.sender->data(), notification.sender->size()),
                                            nb::bytes(notification.message.data(), notification.message.size())));
             }

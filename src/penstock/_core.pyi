@@ -12,6 +12,7 @@ Int32s: TypeAlias = npt.NDArray[np.int32]
 Int64s: TypeAlias = npt.NDArray[np.int64]
 UInt8s: TypeAlias = npt.NDArray[np.uint8]
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
+UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
 class Region:
     """
@@ -229,6 +230,8 @@ class Segment:
     @property
     def size_bytes(self) -> int: ...
 
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
     def __len__(self) -> int: ...
 
 def find_shared(address: int, length: int) -> tuple[int, int, int] | None:
@@ -248,7 +251,7 @@ class Registry:
 
     def __init__(self) -> None: ...
 
-    def add(self, ranges: Annotated[NDArray[numpy.uint64], dict(shape=(None, 2), order='C', device='cpu', writable=False)], vram: bool, device: int) -> tuple[int, int]: ...
+    def add(self, ranges: UInt64s, vram: bool, device: int) -> tuple[int, int]: ...
 
     def retire(self, slot: int) -> None: ...
 
@@ -256,9 +259,9 @@ class Registry:
 
     def wait_quiet(self, slot: int, timeout_s: float) -> bool: ...
 
-    def prepare(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, generations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Prepared: ...
+    def prepare(self, rows: UInt64s, slots: UInt32s | None = None, generations: UInt64s | None = None) -> Prepared: ...
 
-    def find(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)]) -> list[tuple[int, int]]:
+    def find(self, rows: UInt64s) -> list[tuple[int, int]]:
         """
         (slot, generation) of the registration that holds each row; generation 0 = none does.
         """
@@ -288,7 +291,7 @@ class RemoteMemory:
 
     def __init__(self) -> None: ...
 
-    def add(self, slot: int, generation: int, vram: bool, device: int, segment_id: int, ranges: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)]) -> None:
+    def add(self, slot: int, generation: int, vram: bool, device: int, segment_id: int, ranges: UInt64s) -> None:
         """``ranges``: address, length, offset in the segment."""
 
     def clear(self) -> None: ...
@@ -300,7 +303,7 @@ class RemoteMemory:
     def map(self, segment_id: int, fd: int, size: int) -> None:
         """Takes ``fd`` over; -1 = the segment is gone."""
 
-    def prepare(self, rows: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, generations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Prepared: ...
+    def prepare(self, rows: UInt64s, slots: UInt32s | None = None, generations: UInt64s | None = None) -> Prepared: ...
 
 class IncomingLink:
     """The target's end of a connection from a peer on this host."""
@@ -318,7 +321,7 @@ class Inbox:
 
     def __init__(self, registry: Registry) -> None: ...
 
-    def drain(self, limit: int) -> list:
+    def drain(self, limit: int) -> list[tuple[str, bytes]]:
         """(sender, message) of what arrived, in order for each sender."""
 
     def wait(self, timeout_s: float) -> bool:
@@ -378,5 +381,5 @@ class HostLink:
 
     def notify(self, message: bytes, timeout_s: float) -> None: ...
 
-    def transfer(self, operation: int, local: Prepared, remote: Prepared, local_indices: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, remote_indices: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, merge: bool) -> Transfer:
+    def transfer(self, operation: int, local: Prepared, remote: Prepared, local_indices: UInt32s | None, remote_indices: UInt32s | None, merge: bool) -> Transfer:
         """``operation``: 0 write, 1 read."""

@@ -17,6 +17,7 @@ from penstock import _core
 from penstock.errors import (
     ClosedError,
     ConfigError,
+    DeadlineExceeded,
     PenstockError,
     TransportUnavailable,
     UnknownPeer,
@@ -26,6 +27,7 @@ from penstock.transfer.host import this_host
 from penstock.transfer.host_plane import HostPlane
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata
+from penstock.transfer.network_plane import Link, NetworkPlane
 from penstock.transfer.operation import Operation, Transfer
 from penstock.transfer.peer import Peer, Prepared, indices_of, rows_of
 from penstock.transfer.registration import Registration
@@ -52,15 +54,15 @@ class Notification(NamedTuple):
 class Agent:
     """Moves memory to and from other agents, and tells them so.
 
-    Memory is *registered*; a snapshot of what is registered (``metadata()``) goes to peers by any way you like; they load
-    it (``add_peer``) and then read and write that memory without this process doing anything. On one host bytes go through
-    shared memory; between hosts, where both agents open a network, through UCX.
+    Memory is *registered*; a snapshot of what is registered (``metadata()``) goes to peers by any way you like; they
+    load it (``add_peer``) and then read and write that memory without this process doing anything. On one host bytes
+    go through shared memory; between hosts, where both agents open a network, through UCX.
 
     Args:
         name: by which peers know this agent, from 1 to 255 bytes of UTF-8.
         network: where the network plane listens: an address, an interface, ``"loopback"`` or ``"any"``. None: nowhere.
         budget: what ``allocate()`` takes memory from; None: from the machine.
-        require: a transport without which no connection is made: ``"shm"``, or one of UCX's such as ``"tcp"`` or ``"rdma"``.
+        require: a transport without which no connection is made: ``"shm"``, or one of UCX's: ``"tcp"``, ``"rdma"``.
         timeout_s: how long everything may take that isn't given a time of its own.
         peer_timeout_s: how long a peer on the network may be silent until it is taken for lost. On one host the end of
             a process is noticed at once.
@@ -101,14 +103,27 @@ class Agent:
         self._peers: dict[str, Peer] = {}
         self._self_peer: Peer | None = None
         self._closed = ""
-        self._network: _core.Network | None = None
+        self._network: NetworkPlane | None = None
         exposed = weakref.WeakMethod(self._exposes)
         self.host_plane = HostPlane(
-            name, self.instance, self._secret, self.registry, self._inbox, lambda i: bool((f := exposed()) and f(i))
+            name,
+            instance=self.instance,
+            secret=self._secret,
+            registry=self.registry,
+            inbox=self._inbox,
+            exposes=lambda segment_id: bool((ask := exposed()) and ask(segment_id)),
         )
         try:
             if network is not None:
-                self._network = self._open_network(network)
+                self._network = NetworkPlane(
+                    network,
+                    name=name,
+                    instance=self.instance,
+                    secret=self._secret,
+                    registry=self.registry,
+                    inbox=self._inbox,
+                    peer_timeout_s=peer_timeout_s,
+                )
         except BaseException:
             self.host_plane.close()
             raise
@@ -118,10 +133,10 @@ class Agent:
     # Memory.
 
     def allocate(self, size: int, timeout_s: float | None = None) -> Region | _core.Segment:
-        """Memory that peers on this host reach by load and store: through the buffer protocol, writable, zeros at first
-        (undefined if it comes from a budget).
+        """Memory that peers on this host can reach by load and store, through the buffer protocol, writable.
 
-        It lives until the last view of it is gone, and no registration keeps it. Register it to let peers reach it.
+        It holds zeros at first, or anything where it comes from a budget. It lives until the last view of it is gone,
+        and no registration keeps it. Register it to let peers reach it.
 
         Args:
             size: bytes.
@@ -347,7 +362,7 @@ class Agent:
             transport=str(peer.transport),
             notify=notify,
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,
-            completion_fd=self._network.completion_fd if self._network is not None else -1,
+            network=self._network,
             keep=(self, local, remote),
         )
 
@@ -435,16 +450,19 @@ class Agent:
         """Whether the network plane is open."""
         return self._network is not None
 
-    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> _core.NetworkLink:
+    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> Link:
         """A connection over the network.
 
         Raises:
             TransportUnavailable, PeerUnreachable, PeerRefused
         """
-        raise NotImplementedError
-
-    def _open_network(self, network: str) -> _core.Network:
-        raise NotImplementedError
+        if self._network is None:
+            raise TransportUnavailable(
+                f"{metadata.name} can't be reached by shared memory, and this agent has no network open; "
+                "make it with Agent(..., network='loopback'), or an address of this host"
+            )
+        link: Link = self._network.connect(metadata, timeout_s)
+        return link
 
     # Its life.
 
@@ -456,8 +474,8 @@ class Agent:
     def close(self) -> None:
         """End everything: connections, transfers under way, registrations. Idempotent; any time, any thread.
 
-        Waits up to five seconds for peers that are in the middle of our memory. Memory that one of them still touches then
-        (its process is stopped, say) is kept until this process ends.
+        Waits up to five seconds for peers that are in the middle of our memory. Memory that one of them still touches
+        then (its process is stopped, say) is kept until this process ends.
         """
         with self._lock:
             if self._closed:
@@ -536,12 +554,10 @@ _kept_for_ever: list[object] = []
 
 
 def _nothing_came(name: str, wait_s: float) -> PenstockError:
-    from penstock.errors import DeadlineExceeded
-
     return DeadlineExceeded(f"no notification came for {name} within {wait_s} s")
 
 
-def _abandon(host_plane: HostPlane, network: _core.Network | None, inbox: _core.Inbox) -> None:
+def _abandon(host_plane: HostPlane, network: NetworkPlane | None, inbox: _core.Inbox) -> None:
     """An agent that nobody closed, and nobody has any more."""
     with contextlib.suppress(PenstockError, OSError):
         inbox.close()

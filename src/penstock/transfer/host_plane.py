@@ -1,9 +1,9 @@
 """The host plane: how agents on one host find each other, hand over descriptors, and notice when one is gone.
 
-An abstract Unix socket (SEQPACKET) carries the handshake; it is bound to no file, so nothing stays behind, and doesn't cross
-network namespaces. After it, memory moves by the core alone; the connection stays open as a sign of life. Its end, and
-that of the peer's process (pidfd), which a forked child that inherited the socket would hide, are noticed by one
-thread that sleeps otherwise.
+An abstract Unix socket (SEQPACKET) carries the handshake; it is bound to no file, so nothing stays behind, and doesn't
+cross network namespaces. After it, memory moves by the core alone; the connection stays open as a sign of life. Its
+end, and that of the peer's process (pidfd), which a forked child that inherited the socket would hide, are noticed by
+one thread that sleeps otherwise.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class HostConnection:
     """The initiator's end of a connection to one target: its link, and segments on request."""
 
-    def __init__(self, link: _core.HostLink, sock: socket.socket, reaches_process: bool, forget: Callable[[], None]):
+    def __init__(
+        self, link: _core.HostLink, sock: socket.socket, reaches_process: bool, forget: Callable[[], None]
+    ) -> None:
         self.link = link
         self.reaches_process = reaches_process
         self._socket = sock
@@ -130,6 +132,7 @@ class HostPlane:
     def __init__(
         self,
         name: str,
+        *,
         instance: bytes,
         secret: bytes,
         registry: _core.Registry,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Generator
 from typing import Any, Final, Literal, TypeAlias
 
 from penstock import _core
 from penstock.errors import ClosedError, DeadlineExceeded, PenstockError, TransferActive
+from penstock.transfer.network_plane import NetworkPlane
 
 __all__ = ["STATES", "Operation", "State", "Transfer"]
 
@@ -26,9 +28,9 @@ _FAILED: Final = 3
 class Transfer:
     """Bytes on their way between our memory and a peer's; made by ``Agent.transfer``, ``write`` and ``read``.
 
-    Over shared memory a transfer is complete when ``post()`` returns. Over a network it goes on meanwhile: poll it, ``wait()``
-    for it, or ``await`` it. DONE means that every byte is where it should be. A transfer may be posted again once it has
-    ended; while it runs its memory must not be changed (WRITE) or looked at (READ).
+    Over shared memory a transfer is complete when ``post()`` returns. Over a network it goes on meanwhile: poll it,
+    ``wait()`` for it, or ``await`` it. DONE means that every byte is where it should be. A transfer may be posted again
+    once it has ended; while it runs its memory must not be changed (WRITE) or looked at (READ).
 
     Attributes:
         operation: ``"WRITE"`` (ours to theirs) or ``"READ"`` (theirs to ours).
@@ -37,7 +39,7 @@ class Transfer:
         timeout_s: how long one post may take; then it fails with ``DeadlineExceeded``.
     """
 
-    __slots__ = ("_completion_fd", "_core", "_keep", "_notify", "operation", "peer_name", "timeout_s", "transport")
+    __slots__ = ("_core", "_keep", "_network", "_notify", "operation", "peer_name", "timeout_s", "transport")
 
     def __init__(
         self,
@@ -48,12 +50,12 @@ class Transfer:
         transport: str,
         notify: bytes | None,
         timeout_s: float,
-        completion_fd: int,
+        network: NetworkPlane | None,
         keep: object,
     ) -> None:
         self._core: _core.Transfer | None = core
         self._notify = notify
-        self._completion_fd = completion_fd
+        self._network = network
         self._keep = keep
         self.operation = operation
         self.peer_name = peer_name
@@ -123,8 +125,8 @@ class Transfer:
 
     async def _wait_async(self) -> None:
         core = self._open()
-        if core.poll() == _ACTIVE:
-            await _until_ended(core, self._completion_fd)
+        if self._network is not None and core.poll() == _ACTIVE:
+            await _until_ended(core, self._network)
         self._check(core, core.poll())
 
     def _check(self, core: _core.Transfer, state: int) -> None:
@@ -173,20 +175,20 @@ class Transfer:
         )
 
 
-async def _until_ended(core: _core.Transfer, completion_fd: int) -> None:
+async def _until_ended(core: _core.Transfer, network: NetworkPlane) -> None:
     """Returns when the transfer has ended; its own deadline makes it end."""
     loop = asyncio.get_running_loop()
-    fd = os.dup(completion_fd)  # others may watch it, too
+    fd = os.dup(network.completion_fd)  # others may watch it, too
     woken = asyncio.Event()
     loop.add_reader(fd, woken.set)
     try:
         while core.poll() == _ACTIVE:
             woken.clear()
             # Once in a while even if nothing comes: a deadline is noticed when one looks.
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), 0.1)
-            except TimeoutError:
-                continue
+            # All who wait were woken in the same round of the loop, before the first of them comes here.
+            network.clear_completions()
     finally:
         loop.remove_reader(fd)
         os.close(fd)

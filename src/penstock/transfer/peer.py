@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,14 @@ from penstock.transfer.descriptors import Descriptors
 from penstock.transfer.host_plane import HostConnection
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import AgentMetadata, merge
+from penstock.transfer.network_plane import Link
 from penstock.transfer.table import Memory, table_of
 from penstock.transfer.wire import UInt32s, UInt64s
 
 if TYPE_CHECKING:
     from penstock.transfer.agent import Agent
 
-__all__ = ["Link", "Peer", "Prepared", "rows_of"]
-
-Link: TypeAlias = Any  # TODO
+__all__ = ["Peer", "Prepared", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Peer:
         self._lock = threading.RLock()
         self._memory = _core.RemoteMemory()
         self._host: HostConnection | None = None
-        self._network: _core.NetworkLink | None = None
+        self._network: Any = None
         self._removed = ""
         self._learn(metadata)
 
@@ -181,13 +180,14 @@ class Peer:
             self.version += 1
         return self._host.link
 
-    def _network_link(self, deadline: float) -> _core.NetworkLink:
+    def _network_link(self, deadline: float) -> Link:
         if self._network is None or not self._network.alive:
             if self._network is not None:
                 self._network.close()
             self._network = None
             self._network = self._agent.connect_network(self._metadata, deadline - time.monotonic())
-        return self._network
+        network: Link = self._network
+        return network
 
     def link_for(self, local: Prepared, remote: Prepared) -> Link:
         """The connection that reaches this memory."""

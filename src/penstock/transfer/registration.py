@@ -123,8 +123,8 @@ class Registration:
             timeout_s: how long to wait for transfers under way; None: the agent's ``timeout_s``.
 
         Raises:
-            DeadlineExceeded: one is still under way. The agent keeps the memory alive until it has ended; memory that was
-                given as an address must stay where it is.
+            DeadlineExceeded: one is still under way. The agent keeps the memory alive until it has ended; memory that
+                was given as an address must stay where it is.
         """
         names, self._names = self._names, []
         if not names:
