@@ -74,6 +74,7 @@ class IncomingLink : public Visitor, public Source {
  public:
   explicit IncomingLink(std::string sender);
 
+  const std::string& sender() const { return *sender_; }
   const Segment& segment() const { return *segment_; }
   const BusyCounter* busy() const override { return link().busy; }
   bool take(std::vector<Notification>& into, size_t limit) override;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -53,6 +54,22 @@ Inbox::~Inbox() { ::close(wake_fd_); }
 void Inbox::attach(std::shared_ptr<Source> source) {
   std::lock_guard lock(mutex_);
   sources_.push_back(std::move(source));
+}
+
+void Inbox::retire(const std::shared_ptr<Source>& source, const std::string& sender) {
+  std::lock_guard lock(mutex_);
+  const auto found = std::find(sources_.begin(), sources_.end(), source);
+  if (found == sources_.end()) return;
+  std::vector<Notification> left;
+  source->take(left, SIZE_MAX);
+  if (left.empty()) {
+    sources_.erase(found);
+    return;
+  }
+  auto rest = std::make_shared<Mailbox>(sender, UINT64_MAX);
+  for (Notification& notification : left) rest->put(std::move(notification.message));
+  rest->close();
+  *found = std::move(rest);
 }
 
 std::vector<Notification> Inbox::drain(size_t limit) {

@@ -62,6 +62,8 @@ class Inbox {
   Inbox& operator=(const Inbox&) = delete;
 
   void attach(std::shared_ptr<Source> source);
+  // The source is gone: what it still has moves here, and the source is let go of. Nobody may add to it any more.
+  void retire(const std::shared_ptr<Source>& source, const std::string& sender);
   std::vector<Notification> drain(size_t limit);
   // True = something may be there; false = the deadline came, or close().
   bool wait(Deadline deadline);

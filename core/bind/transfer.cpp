@@ -238,7 +238,7 @@ void register_notifications(nb::module_& m) {
           [](Inbox& self, Registry& registry, const std::shared_ptr<IncomingLink>& link) {
             link->gone.store(true);
             registry.detach(link);
-            self.wake_sleeper();
+            self.retire(link, link->sender());
           },
           nb::arg("registry"), nb::arg("link"), "Its process is gone. What it sent before can still be drained.");
 }

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from penstock.errors import ConfigError, MetadataError, NotRegistered
+from penstock.errors import ConfigError, MetadataError
 from penstock.transfer.host import Host, this_host
-from penstock.transfer.lookup import Lookup
 from penstock.transfer.metadata import AgentMetadata, RegistrationRecord, merge
 
 U64 = np.uint64
@@ -106,34 +105,3 @@ def test_this_host_is_itself_and_an_unknown_one_is_nobody():
     assert here.same_as(this_host()) and here.netns == os.stat("/proc/self/ns/net").st_ino
     assert not here.same_as(here._replace(netns=1)) and not Host("", 0).same_as(Host("", 0))
     assert replace(agent(), boot_id=here.boot_id, netns=here.netns).host.same_as(here)
-
-
-def find(records, *rows, memory="DRAM"):
-    slots, generations = Lookup("trainer", records).find(memory, np.array(rows, U64).reshape(-1, 3))
-    assert (slots.dtype, generations.dtype) == (np.uint32, U64)
-    return list(zip(slots.tolist(), generations.tolist(), strict=True))
-
-
-def test_lookup_by_range_memory_and_device():
-    records = [
-        record(0, 10, (1000, 100), (2000, 100)),
-        record(1, 11, (1000, 100), memory="VRAM", device=1),
-        record(2, 12, (1100, 100)),
-    ]
-    assert find(records, (1000, 100, 0), (2050, 50, 0), (1100, 1, 0)) == [(0, 10), (0, 10), (2, 12)]
-    assert find(records, (1000, 100, 1), memory="VRAM") == [(1, 11)]
-    assert find(records) == []
-
-
-def test_lookup_in_nested_and_overlapping_registrations():
-    records = [record(0, 1, (0, 1000)), record(1, 2, (10, 10), (500, 10)), record(2, 3, (990, 100))]
-    assert find(records, (505, 100, 0), (990, 100, 0), (995, 5, 0)) == [(0, 1), (2, 3), (2, 3)]
-
-
-@pytest.mark.parametrize("row", [(999, 1, 0), (1000, 101, 0), (1050, 60, 0), (3000, 1, 0), (1000, 1, 1)])
-def test_lookup_of_what_is_not_registered(row):
-    records = [record(0, 10, (1000, 100)), record(2, 12, (1100, 100))]
-    with pytest.raises(NotRegistered, match=f"range 1 of 2, {row[1]} bytes at {row[0]:#x} of DRAM {row[2]}"):
-        find(records, (1000, 1, 0), row)
-    with pytest.raises(NotRegistered):
-        find(records, (1000, 1, 0), memory="VRAM")

@@ -92,6 +92,7 @@ class Peer:
         self._memory = _core.RemoteMemory()
         self._host: HostConnection | None = None
         self._network: Any = None
+        self._current: Link | None = None  # what link() gave last
         self._removed = ""
         self._learn(metadata)
 
@@ -163,13 +164,18 @@ class Peer:
 
     def link(self, timeout_s: float | None = None, *, network: bool = False) -> Link:
         """The connection, made if need be. ``network``: that of the network plane, whatever else there is."""
+        current = self._network if network else self._current
+        if current is not None and current.alive:
+            return current
         deadline = time.monotonic() + (self._agent.timeout_s if timeout_s is None else timeout_s)
         with self._lock:
             if self._removed:
                 raise PeerLost(f"{self.name} was {self._removed}")
-            if network or not self._agent.shares_host(self._metadata):
+            if network:
                 return self._network_link(deadline)
-            return self._host_link(deadline)
+            shared = self._agent.shares_host(self._metadata)
+            self._current = self._host_link(deadline) if shared else self._network_link(deadline)
+            return self._current
 
     def _host_link(self, deadline: float) -> _core.HostLink:
         if self._host is None or not self._host.link.alive:

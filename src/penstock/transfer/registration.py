@@ -25,24 +25,31 @@ __all__ = ["Part", "Registration", "parts_of"]
 
 @dataclass(frozen=True)
 class Part:
-    """What of a registration lies in one segment (0 = in none), as (N, 3) uint64: address, length, segment offset."""
+    """What of a registration lies on one device and in one segment (0 = in none).
 
+    Attributes:
+        ranges: (N, 3) uint64: address, length, offset in the segment.
+    """
+
+    device: int
     segment_id: int
     ranges: UInt64s
 
 
 def parts_of(table: UInt64s, memory: Memory) -> list[Part]:
-    """Splits (N, 3) ranges, sorted and disjoint, by the segments that they lie in."""
+    """Splits (N, 3) ranges, sorted and disjoint on each device, by the devices and segments that they lie in."""
     if memory == "VRAM":
-        return [Part(0, _with_offsets(table, np.zeros(len(table), np.uint64)))]
+        nothing = np.zeros(len(table), np.uint64)
+        on = table[:, 2]
+        return [Part(int(i), 0, _with_offsets(table[on == i], nothing[on == i])) for i in np.unique(on)]
     first, end = int(table[0, 0]), int(table[-1, 0] + table[-1, 1])
     whole = _core.find_shared(first, end - first)
     if whole is not None:  # the usual case, and asked for once
-        return [Part(whole[0], _with_offsets(table, table[:, 0] - np.uint64(first) + np.uint64(whole[2])))]
+        return [Part(0, whole[0], _with_offsets(table, table[:, 0] - np.uint64(first) + np.uint64(whole[2])))]
     found = [_core.find_shared(address, length) for address, length, _ in table.tolist()]
     ids = np.array([each[0] if each else 0 for each in found], np.uint64)
     offsets = np.array([each[2] if each else 0 for each in found], np.uint64)
-    return [Part(int(i), _with_offsets(table[ids == i], offsets[ids == i])) for i in np.unique(ids)]
+    return [Part(0, int(i), _with_offsets(table[ids == i], offsets[ids == i])) for i in np.unique(ids)]
 
 
 def _with_offsets(table: UInt64s, offsets: UInt64s) -> UInt64s:
@@ -63,7 +70,6 @@ class Registration:
         self._agent = agent
         self._registry = registry
         self._keep: object = ranges.keepalive
-        self._device = int(ranges.table[0, 2])
         self._parts = parts_of(coalesced(ranges.table), ranges.memory)
         self._names = self._add()
 
@@ -89,7 +95,7 @@ class Registration:
     def records(self) -> Sequence[RegistrationRecord]:
         """As metadata tells it to peers; empty when closed."""
         return [
-            RegistrationRecord(slot, generation, self.memory, self._device, part.segment_id, part.ranges)
+            RegistrationRecord(slot, generation, self.memory, part.device, part.segment_id, part.ranges)
             for (slot, generation), part in zip(self._names, self._parts, strict=False)
         ]
 
@@ -152,9 +158,7 @@ class Registration:
 
     def _add(self) -> list[tuple[int, int]]:
         vram = self.memory == "VRAM"
-        return [
-            self._registry.add(np.ascontiguousarray(part.ranges[:, :2]), vram, self._device) for part in self._parts
-        ]
+        return [self._registry.add(np.ascontiguousarray(part.ranges[:, :2]), vram, part.device) for part in self._parts]
 
     def _retire(self, names: Sequence[tuple[int, int]], timeout_s: float | None) -> None:
         deadline = time.monotonic() + (self._agent.timeout_s if timeout_s is None else timeout_s)
