@@ -1,0 +1,220 @@
+"""Sockets with deadlines: what the clients and servers of this room share."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+import time
+from typing import Final
+
+from penstock.errors import ConfigError, DeadlineExceeded, MetadataError, PeerUnreachable
+
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "LOOPBACK",
+    "Deadline",
+    "connect",
+    "listen",
+    "receive_exactly",
+    "receive_line",
+    "send_all",
+    "usable_token",
+]
+
+LOOPBACK: Final = "127.0.0.1"
+CONNECT_TIMEOUT_S: Final = 1.0  # for one address; a host that is there answers in milliseconds
+_LAST_TRY_S: Final = 0.01
+_PIECE_BYTES: Final = 256 << 10
+
+
+class Deadline:
+    """The moment after which a wait has failed.
+
+    Args:
+        timeout_s: seconds from now; at least 0.
+        doing: what is waited for, as the error begins: "fetching the metadata of b".
+
+    Raises:
+        ConfigError: ``timeout_s`` isn't a number of seconds.
+    """
+
+    def __init__(self, timeout_s: float, doing: str) -> None:
+        if not (isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s >= 0):
+            raise ConfigError(f"timeout_s={timeout_s!r}; give a number of seconds, 0 or more")
+        self.timeout_s = timeout_s
+        self.doing = doing
+        self._at = time.monotonic() + timeout_s
+
+    def pause(self, pause_s: float) -> bool:
+        """Sleep so long, or almost to the end; whether there is time for another try."""
+        left_s = self._at - time.monotonic()
+        if left_s <= 2 * _LAST_TRY_S:
+            return False
+        time.sleep(min(pause_s, left_s - _LAST_TRY_S))
+        return True
+
+    def left_s(self) -> float:
+        """Seconds that are left, more than 0.
+
+        Raises:
+            DeadlineExceeded: none are.
+        """
+        left_s = self._at - time.monotonic()
+        if left_s <= 0:
+            raise self.exceeded()
+        return left_s
+
+    def exceeded(self, why: str = "") -> DeadlineExceeded:
+        """The error to raise once it has passed; ``why`` says what was seen last."""
+        return DeadlineExceeded(f"{self.doing}: not done within {self.timeout_s:g} s{why and '; '}{why}")
+
+
+def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """A connection to a server, tried at each address that its name has.
+
+    Raises:
+        PeerUnreachable: nothing took it; its ``__cause__`` is what the system said.
+        DeadlineExceeded: the deadline passed first.
+    """
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise PeerUnreachable(f"{host}:{port} isn't an address: {error}") from error
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in addresses:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(min(CONNECT_TIMEOUT_S, deadline.left_s()))
+            connection.connect(address)
+            if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
+                raise ConnectionRefusedError("nothing listens there")
+        except OSError as error:  # DeadlineExceeded is one, too, and leaves through left_s below
+            connection.close()
+            failure = error
+        else:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection
+    deadline.left_s()
+    raise PeerUnreachable(f"nothing answers at {host}:{port}: {failure}; is it running there?") from failure
+
+
+def listen(host: str, port: int, token: str | None, what: str) -> socket.socket:
+    """A listening socket that doesn't block.
+
+    Args:
+        host: the address; beyond loopback only with a token.
+        port: 0 takes a free one.
+        token: what clients must know, or None.
+        what: who listens, as an error names it: "a key-value server".
+
+    Raises:
+        ConfigError: the port is taken, the address isn't ours, or everybody could reach it without a token.
+    """
+    usable_token(token)
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        if token is None and not all(_is_loopback(str(address[0])) for *_, address in found):
+            raise ConfigError(
+                f"{what} on {host or 'every address'} could be reached from other machines by anybody; "
+                f"give it a token that its clients know, or host={LOOPBACK!r}"
+            )
+        return _bound(*found[0])
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(f"{what} can't listen on {host}:{port}: {error}; choose another port or address") from error
+
+
+def _bound(family: int, kind: int, protocol: int, _name: str, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not kept off by connections that just ended
+        listener.bind(address)
+        listener.listen(128)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def usable_token(token: str | None) -> bytes:
+    """A token's bytes; none of it is empty.
+
+    Raises:
+        ConfigError: an empty token, which would let everybody in.
+    """
+    if token is None:
+        return b""
+    if not token:
+        raise ConfigError("the token is empty; give one of 16 characters or more, or None where everybody is trusted")
+    return token.encode("utf-8", "surrogatepass")
+
+
+def send_all(connection: socket.socket, data: bytes, deadline: Deadline) -> None:
+    """Send all of it.
+
+    Raises:
+        PeerUnreachable: the other side ended.
+        DeadlineExceeded: it didn't take it in time.
+    """
+    try:
+        connection.settimeout(deadline.left_s())
+        connection.sendall(data)
+    except TimeoutError as error:
+        raise deadline.exceeded("the other side doesn't read") from error
+    except OSError as error:
+        raise _ended(error) from error
+
+
+def receive_exactly(connection: socket.socket, size: int, deadline: Deadline) -> bytes:
+    """So many bytes.
+
+    Raises:
+        PeerUnreachable: the other side ended first.
+        DeadlineExceeded: they didn't come in time.
+    """
+    data = bytearray()
+    while len(data) < size:
+        data += _receive(connection, size - len(data), deadline)
+    return bytes(data)
+
+
+def receive_line(connection: socket.socket, most_bytes: int, deadline: Deadline) -> bytes:
+    """Everything up to the first newline, without it; what comes after it is lost.
+
+    Raises:
+        MetadataError: a longer line.
+        PeerUnreachable: the other side ended first.
+        DeadlineExceeded: it didn't come in time.
+    """
+    line = bytearray()
+    while True:
+        piece = _receive(connection, _PIECE_BYTES, deadline)
+        end = piece.find(b"\n")
+        line += piece if end < 0 else piece[:end]
+        if len(line) > most_bytes:
+            raise MetadataError(f"{deadline.doing}: the answer is longer than {most_bytes} bytes")
+        if end >= 0:
+            return bytes(line)
+
+
+def _receive(connection: socket.socket, most_bytes: int, deadline: Deadline) -> bytes:
+    try:
+        connection.settimeout(deadline.left_s())
+        piece = connection.recv(min(most_bytes, _PIECE_BYTES))
+    except TimeoutError as error:
+        raise deadline.exceeded("the other side is silent") from error
+    except OSError as error:
+        raise _ended(error) from error
+    if not piece:
+        raise _ended(None)
+    return piece
+
+
+def _ended(error: OSError | None) -> PeerUnreachable:
+    said = f": {error}" if error else ""
+    return PeerUnreachable(f"the connection was closed before the answer came{said}")

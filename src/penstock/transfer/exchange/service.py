@@ -1,0 +1,259 @@
+"""A thread that answers many connections inside stated limits.
+
+What is said on a connection is a ``Conversation``: pure, bytes in and bytes out. Everything about sockets is here: how
+many there may be, how much they may have in flight, how long they may take, and that ``close()`` ends it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+__all__ = ["Answer", "Conversation", "Limits", "Service"]
+
+_log = logging.getLogger("penstock")
+_PIECE_BYTES: Final = 256 << 10
+_LINGER_S: Final = 2.0  # after a last answer: how long a client may go on sending before it is cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all connections together, or one of them, may take.
+
+    Attributes:
+        connections: at once; one more ends the one that has been idle, or busy, the longest.
+        buffered_bytes: of requests that are coming in, over all connections.
+        stall_timeout_s: a request, or the reading of an answer, may stand still for so long.
+        request_timeout_s: one request and its answer may take so long in all.
+        idle_timeout_s: between two requests.
+    """
+
+    connections: int = 256
+    buffered_bytes: int = 64 << 20
+    stall_timeout_s: float = 5.0
+    request_timeout_s: float = 60.0
+    idle_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to send, piece by piece; ``last`` ends the connection after it."""
+
+    pieces: Sequence[bytes]
+    last: bool = False
+
+
+class Conversation(Protocol):
+    """One connection's side of a protocol. Called on the service's thread only; must not block."""
+
+    def greeting(self) -> Sequence[bytes]:
+        """What is said before anything was asked."""
+
+    def answer(self, received: bytearray) -> Answer | None:
+        """Take one whole request off the front of ``received`` and answer it; None when it isn't whole yet."""
+
+    def overloaded(self) -> Answer:
+        """What is said when there is no memory for a request."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    conversation: Conversation
+    end_at: float = 0.0  # by this time the request, or the pause before it, is over
+    moved_at: float = 0.0
+    received: bytearray = field(default_factory=bytearray)
+    sending: deque[memoryview] = field(default_factory=deque)
+    last: bool = False  # what is being sent is the last answer
+    lingering: bool = False  # it was sent; what still comes in is thrown away
+
+    def due_at(self, stall_timeout_s: float) -> float:
+        busy = self.received or self.sending
+        return min(self.end_at, self.moved_at + stall_timeout_s) if busy else self.end_at
+
+
+class Service:
+    """Answers connections on a thread of its own until it is closed.
+
+    Args:
+        listener: a listening socket that doesn't block; the service owns it from here on.
+        converse: makes the conversation of one connection.
+        limits: see ``Limits``.
+        name: of the thread.
+    """
+
+    def __init__(
+        self, listener: socket.socket, converse: Callable[[], Conversation], limits: Limits, name: str
+    ) -> None:
+        self.host, self.port = listener.getsockname()[:2]
+        self._listener = listener
+        self._converse = converse
+        self._limits = limits
+        self._connections: dict[socket.socket, _Connection] = {}
+        self._buffered_bytes = 0
+        self._waker, self._woken = socket.socketpair()
+        self._closing = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, cut every connection, end the thread. Safe twice, and from any thread."""
+        if not self._closing:
+            self._closing = True
+            with contextlib.suppress(OSError):  # it ended by itself meanwhile
+                self._waker.send(b"x")
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            self._waker.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                for key, events in self._selector.select(self._expire()):
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif (connection := self._connections.get(key.fileobj)) is not None:  # type: ignore[call-overload]
+                        self._serve(connection, events)
+        finally:
+            for connection in list(self._connections.values()):
+                self._drop(connection)
+            self._selector.close()
+            self._listener.close()
+            self._woken.close()
+
+    def _expire(self) -> float | None:
+        """End what took too long; seconds until that may be so for the next one."""
+        now, next_at = time.monotonic(), None
+        for connection in list(self._connections.values()):
+            due_at = connection.due_at(self._limits.stall_timeout_s)
+            if due_at <= now:
+                self._drop(connection)
+            else:
+                next_at = due_at if next_at is None else min(next_at, due_at)
+        return None if next_at is None else next_at - now
+
+    def _accept(self) -> None:
+        if len(self._connections) >= self._limits.connections:
+            self._drop_oldest()
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it gave up before we came
+            return
+        except OSError as error:  # no descriptors left
+            _log.warning("a connection couldn't be taken: %s", error)
+            self._drop_oldest()
+            return
+        client.setblocking(False)
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = _Connection(client, self._converse())
+        self._connections[client] = connection
+        self._selector.register(client, selectors.EVENT_READ)
+        self._rest(connection)
+        connection.sending.extend(memoryview(piece) for piece in connection.conversation.greeting())
+        self._serve(connection, 0)
+
+    def _drop_oldest(self) -> None:
+        if self._connections:
+            self._drop(min(self._connections.values(), key=lambda connection: connection.end_at))
+        else:
+            time.sleep(0.05)  # the process has no descriptor left, and none of them is ours to give back
+
+    def _serve(self, connection: _Connection, events: int) -> None:
+        try:
+            if events & selectors.EVENT_READ and not self._read(connection):
+                return
+            if not connection.lingering:
+                self._converse_on(connection)
+        except OSError:
+            self._drop(connection)
+        except Exception:
+            _log.exception("a connection was dropped, because answering it failed")
+            self._drop(connection)
+
+    def _read(self, connection: _Connection) -> bool:
+        """Take what came in; False when that was the end of the connection."""
+        try:
+            piece = connection.socket.recv(_PIECE_BYTES)
+        except BlockingIOError:
+            return True
+        if not piece:
+            self._drop(connection)
+            return False
+        if connection.lingering:
+            return True
+        now = connection.moved_at = time.monotonic()
+        if not connection.received:
+            connection.end_at = now + self._limits.request_timeout_s
+        connection.received += piece
+        self._buffered_bytes += len(piece)
+        return True
+
+    def _converse_on(self, connection: _Connection) -> None:
+        """Answer what is whole, one request after the other, as long as the client takes the answers."""
+        while self._send(connection) and not connection.last:
+            before = len(connection.received)
+            if not before:
+                return self._rest(connection)
+            answer = connection.conversation.answer(connection.received)
+            self._buffered_bytes += len(connection.received) - before
+            if answer is None:
+                if self._buffered_bytes <= self._limits.buffered_bytes:
+                    return self._watch(connection, selectors.EVENT_READ)
+                answer = connection.conversation.overloaded()
+            connection.sending.extend(memoryview(piece) for piece in answer.pieces if piece)
+            connection.last = answer.last
+            connection.end_at = time.monotonic() + self._limits.request_timeout_s
+        if connection.sending:
+            return self._watch(connection, selectors.EVENT_WRITE)  # nothing more is read before it is taken
+        return self._linger(connection)
+
+    def _send(self, connection: _Connection) -> bool:
+        """Send what waits; whether all of it went."""
+        while connection.sending:
+            piece = connection.sending[0]
+            try:
+                sent = connection.socket.send(piece)
+            except BlockingIOError:
+                return False
+            connection.moved_at = time.monotonic()
+            if sent == len(piece):
+                connection.sending.popleft()
+            else:
+                connection.sending[0] = piece[sent:]
+        return True
+
+    def _rest(self, connection: _Connection) -> None:
+        connection.moved_at = time.monotonic()
+        connection.end_at = connection.moved_at + self._limits.idle_timeout_s
+        self._watch(connection, selectors.EVENT_READ)
+
+    def _linger(self, connection: _Connection) -> None:
+        """Let a client that is still sending read the last answer: closing at once would throw it away, tcp(7)."""
+        connection.lingering = True
+        self._buffered_bytes -= len(connection.received)
+        connection.received = bytearray()
+        connection.end_at = time.monotonic() + _LINGER_S
+        connection.socket.shutdown(socket.SHUT_WR)
+        self._watch(connection, selectors.EVENT_READ)
+
+    def _watch(self, connection: _Connection, events: int) -> None:
+        if self._selector.get_key(connection.socket).events != events:
+            self._selector.modify(connection.socket, events)
+
+    def _drop(self, connection: _Connection) -> None:
+        if self._connections.pop(connection.socket, None) is not None:
+            self._buffered_bytes -= len(connection.received)
+            self._selector.unregister(connection.socket)
+            connection.socket.close()
