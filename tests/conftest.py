@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from penstock.testing.fault_proxy import FaultProxy
+from penstock.testing.hosts import unavailable
 from s3_server import BUCKET, S3Server
 
 # A machine that is busy is no failure; what hangs ends at pytest's own limit, with stacks.
@@ -17,6 +18,12 @@ settings.register_profile("penstock", deadline=None)
 settings.load_profile("penstock")
 
 _STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests over several hosts say why where there can't be any."""
+    if item.get_closest_marker("hosts") and (reason := unavailable()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
