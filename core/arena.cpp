@@ -47,7 +47,7 @@ Arena::Arena(uint64_t budget_bytes) : owner_pid_(getpid()), limit_pages_(round_u
     base_ = static_cast<std::byte*>(base);
     madvise(base_, span_bytes_, MADV_DONTDUMP);  // a core dump of a sparse terabyte helps nobody
     // A peer that maps it must know that no truncation will kill it.
-    fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     share_mapping(base_, span_bytes_, fd_);
     return;
   }

@@ -1,6 +1,8 @@
 #include "host_link.h"
 
+#include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -8,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -91,25 +94,60 @@ class HostTransfer : public Transfer {
     if (state_.exchange(TransferState::active, std::memory_order_acquire) == TransferState::active) {
       throw Error(ErrorCode::transfer_active, "the transfer is still running; wait for it before you post it again");
     }
+    deadline_ = deadline;
     try {
       move();
-      if (notification != nullptr) link_->notify(*notification, deadline);
+      if (notification != nullptr && !link_->try_notify(*notification)) {
+        notification_ = *notification;
+        return TransferState::active;
+      }
     } catch (const Error& error) {
       return fail(error);
     }
+    return finish();
+  }
+
+  TransferState poll() override { return wait(Deadline{}); }
+
+  // Active = everything has moved, and there was no room for the notification.
+  TransferState wait(Deadline until) override {
+    if (state() != TransferState::active) return state();
+    std::lock_guard lock(settling_);
+    if (state() != TransferState::active || !notification_) return state();
+    try {
+      if (link_->wait_notify(*notification_, std::min(until, deadline_))) {
+        notification_.reset();
+        return finish();
+      }
+      if (std::chrono::steady_clock::now() >= deadline_) link_->throw_full();
+    } catch (const Error& error) {
+      notification_.reset();
+      return fail(error);
+    }
+    return TransferState::active;
+  }
+
+  bool quiet() override { return true; }
+  bool brief() const override { return total_bytes_ <= kBriefBytes; }
+  bool settles_in_wait() const override { return true; }
+
+ private:
+  static constexpr uint64_t kBriefBytes = 32 << 10;
+  // After so many bytes the clock is looked at.
+  static constexpr uint64_t kStrideBytes = 64 << 20;
+
+  TransferState state() const { return state_.load(std::memory_order_acquire); }
+
+  TransferState finish() {
     state_.store(TransferState::done, std::memory_order_release);
     return TransferState::done;
   }
 
-  TransferState poll() override { return state_.load(std::memory_order_acquire); }
-  TransferState wait(Deadline) override { return poll(); }
-  bool quiet() override { return poll() != TransferState::active; }
-  bool brief(uint64_t notification_bytes) override {
-    return total_bytes_ <= kBriefBytes && (notification_bytes == 0 || link_->has_room(notification_bytes));
+  void check_deadline() const {
+    if (std::chrono::steady_clock::now() < deadline_) return;
+    throw Error(ErrorCode::deadline_exceeded,
+                "a part of the bytes was moved when the deadline came; give it more time");
   }
-
- private:
-  static constexpr uint64_t kBriefBytes = 32 << 10;
 
   void move() {
     size_t pinned = 0;
@@ -121,6 +159,8 @@ class HostTransfer : public Transfer {
                       "memory on our side was deregistered or renewed since this transfer was prepared");
         }
       }
+      // In a forked child it isn't, and the counters are the parent's.
+      if (!link_->alive()) link_->throw_lost();
       const Busy busy(*link_);
       if (!link_->alive()) link_->throw_lost();
       check_generations("before");
@@ -156,16 +196,33 @@ class HostTransfer : public Transfer {
   void copy(const Piece* pieces, size_t count) const {
     const bool write = operation_ == Operation::write;
     const bool streaming = total_bytes_ >= kStreamingBytes;
+    uint64_t since_look = 0;
     for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
       std::byte* to = write ? piece->remote.mapped : piece->local.mapped;
       const std::byte* from = write ? piece->local.mapped : piece->remote.mapped;
-      if (streaming) {
-        copy_streaming(to, from, piece->local.length);
-      } else {
-        std::memcpy(to, from, piece->local.length);
+      const uint64_t length = piece->local.length;
+      // Within one process both may lie in the same memory.
+      const bool apart = to + length <= from || from + length <= to;
+      const uint64_t stride = apart ? kStrideBytes : length;
+      for (uint64_t done = 0; done < length; done += stride) {
+        const uint64_t bytes = std::min(stride, length - done);
+        copy_part(to + done, from + done, bytes, streaming && apart);
+        since_look += bytes;
+        if (since_look >= kStrideBytes) {
+          since_look = 0;
+          check_deadline();
+        }
       }
     }
     if (streaming) end_streaming();
+  }
+
+  static void copy_part(std::byte* to, const std::byte* from, uint64_t bytes, bool streaming) {
+    if (streaming) {
+      copy_streaming(to, from, bytes);
+    } else {
+      std::memmove(to, from, bytes);
+    }
   }
 
   // Runs of pieces that are reached in the same way.
@@ -173,10 +230,7 @@ class HostTransfer : public Transfer {
     for (size_t begin = 0; begin < pieces_.size();) {
       const bool mapped = pieces_[begin].remote.mapped != nullptr;
       size_t end = begin + 1;
-      while (end < pieces_.size() && (pieces_[end].remote.mapped != nullptr) == mapped &&
-             (mapped || end - begin < kVectors)) {
-        ++end;
-      }
+      while (end < pieces_.size() && (pieces_[end].remote.mapped != nullptr) == mapped) ++end;
       if (mapped) {
         copy(&pieces_[begin], end - begin);
       } else {
@@ -186,31 +240,37 @@ class HostTransfer : public Transfer {
     }
   }
 
+  // By the kernel, as many ranges a call as it takes.
   void reach(size_t begin, size_t end) const {
     iovec local[kVectors];
     iovec remote[kVectors];
-    const size_t count = end - begin;
-    for (size_t i = 0; i < count; ++i) {
-      const Piece& piece = pieces_[begin + i];
-      local[i] = {piece.local.mapped, piece.local.length};
-      remote[i] = {reinterpret_cast<void*>(piece.remote.address), piece.remote.length};
-    }
-    for (size_t done = 0; done < count;) {
-      ssize_t moved = operation_ == Operation::write
-                          ? process_vm_writev(link_->pid_, local + done, count - done, remote + done, count - done, 0)
-                          : process_vm_readv(link_->pid_, local + done, count - done, remote + done, count - done, 0);
+    uint64_t offset = 0;  // into pieces_[begin]
+    while (begin < end) {
+      size_t count = 0;
+      uint64_t total = 0;
+      for (size_t i = begin; i < end && count < kVectors && total < kStrideBytes; ++i, ++count) {
+        const uint64_t skip = i == begin ? offset : 0;
+        const uint64_t length = std::min(pieces_[i].local.length - skip, kStrideBytes - total);
+        local[count] = {pieces_[i].local.mapped + skip, length};
+        remote[count] = {reinterpret_cast<void*>(pieces_[i].remote.address + skip), length};
+        total += length;
+      }
+      check_process();
+      const ssize_t moved = operation_ == Operation::write
+                                ? process_vm_writev(link_->pid_, local, count, remote, count, 0)
+                                : process_vm_readv(link_->pid_, local, count, remote, count, 0);
+      // It stops at the first page that isn't there; the next call then says so.
       if (moved <= 0) throw_unreachable(moved == 0 ? EFAULT : errno);
-      // Linux moves at most 2 GiB a call, and stops at the first page that isn't there.
-      for (; done < count && static_cast<size_t>(moved) >= local[done].iov_len; ++done) {
-        moved -= static_cast<ssize_t>(local[done].iov_len);
-      }
-      if (moved > 0) {
-        for (iovec* part : {&local[done], &remote[done]}) {
-          part->iov_base = static_cast<std::byte*>(part->iov_base) + moved;
-          part->iov_len -= static_cast<size_t>(moved);
-        }
-      }
+      offset += static_cast<uint64_t>(moved);
+      for (; begin < end && offset >= pieces_[begin].local.length; ++begin) offset -= pieces_[begin].local.length;
+      if (begin < end && total >= kStrideBytes) check_deadline();
     }
+  }
+
+  // The number of a process that ended may be another's now.
+  void check_process() const {
+    pollfd ended{link_->pidfd_, POLLIN, 0};
+    if (::poll(&ended, 1, 0) != 0) throw_unreachable(ESRCH);
   }
 
   [[noreturn]] void throw_unreachable(int error) const {
@@ -232,6 +292,9 @@ class HostTransfer : public Transfer {
   const std::vector<Registry::Name> local_names_;
   const std::vector<Registry::Name> remote_names_;
   const bool all_mapped_;
+  Deadline deadline_{};
+  std::mutex settling_;
+  std::optional<std::string> notification_;  // that waits for room
 };
 
 HostLink::HostLink(std::shared_ptr<Registry> local, std::shared_ptr<Segment> table, std::shared_ptr<Segment> link,
@@ -244,6 +307,7 @@ HostLink::HostLink(std::shared_ptr<Registry> local, std::shared_ptr<Segment> tab
       link_(checked<LinkSegment>(*link_segment_, LinkSegment::bytes(), "link segment")),
       wake_fd_(wake_fd),
       pid_(pid),
+      pidfd_(pid != 0 ? static_cast<int>(syscall(SYS_pidfd_open, pid, 0)) : -1),
       peer_name_(std::move(peer_name)),
       ring_(*link_) {
   if (table_segment_->size() < RegistryTable::bytes(capacity_)) {
@@ -251,7 +315,10 @@ HostLink::HostLink(std::shared_ptr<Registry> local, std::shared_ptr<Segment> tab
   }
 }
 
-HostLink::~HostLink() { close(wake_fd_); }
+HostLink::~HostLink() {
+  close(wake_fd_);
+  if (pidfd_ >= 0) close(pidfd_);
+}
 
 std::string HostLink::lost() const {
   std::lock_guard lock(lost_mutex_);
@@ -277,38 +344,36 @@ bool HostLink::wait_idle(Deadline deadline) const {
 
 void HostLink::throw_lost() const { throw Error(ErrorCode::peer_lost, peer_name_ + " is lost: " + lost()); }
 
-bool HostLink::has_room(uint64_t message_bytes) {
-  std::lock_guard lock(ring_mutex_);
-  return message_bytes <= LinkSegment::kMaxMessage && ring_.has_room(message_bytes);
-}
-
 bool HostLink::try_notify(std::string_view message) {
-  std::lock_guard lock(ring_mutex_);
-  if (!ring_.has_room(message.size())) return false;
-  ring_.write(message);
-  return true;
-}
-
-void HostLink::notify(std::string_view message, Deadline deadline) {
   if (message.size() > LinkSegment::kMaxMessage) {
     throw Error(ErrorCode::invalid_argument, "a notification has at most " + std::to_string(LinkSegment::kMaxMessage) +
                                                  " bytes, and this one " + std::to_string(message.size()) +
                                                  "; move the bytes by a transfer");
   }
-  auto pause = std::chrono::microseconds(5);
-  while (true) {
-    if (!alive()) throw_lost();
-    if (try_notify(message)) break;
-    if (std::chrono::steady_clock::now() >= deadline) {
-      throw Error(
-          ErrorCode::deadline_exceeded,
-          peer_name_ + " doesn't take its notifications, and there is no room for another; did it stop reading?");
-    }
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::microseconds(1000));
+  if (!alive()) throw_lost();
+  {
+    std::lock_guard lock(ring_mutex_);
+    if (!ring_.has_room(message.size())) return false;
+    ring_.write(message);
   }
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (table_->sleeping.load(std::memory_order_seq_cst) != 0) eventfd_write(wake_fd_, 1);
+  return true;
+}
+
+bool HostLink::wait_notify(std::string_view message, Deadline until) {
+  auto pause = std::chrono::microseconds(5);
+  while (!try_notify(message)) {
+    if (std::chrono::steady_clock::now() >= until) return false;
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, std::chrono::microseconds(1000));
+  }
+  return true;
+}
+
+void HostLink::throw_full() const {
+  throw Error(ErrorCode::deadline_exceeded,
+              peer_name_ + " doesn't take its notifications, and there is no room for another; did it stop reading?");
 }
 
 std::shared_ptr<Transfer> HostLink::transfer(Operation operation, const Prepared& local, const Prepared& remote,
@@ -330,7 +395,7 @@ std::shared_ptr<Transfer> HostLink::transfer(Operation operation, const Prepared
 
 IncomingLink::IncomingLink(std::string sender)
     : sender_(std::make_shared<const std::string>(std::move(sender))),
-      segment_(Segment::create(LinkSegment::bytes())),
+      segment_(Segment::create(LinkSegment::bytes(), Segment::Use::link)),
       reader_(*new (segment_->data()) LinkSegment{}) {
   link().magic = LinkSegment::kMagic;
   link().version = 1;

@@ -37,9 +37,11 @@ class HostLink : public std::enable_shared_from_this<HostLink> {
   // After lose(): waits for transfers of other threads of ours to end. False = the deadline came first.
   bool wait_idle(Deadline deadline) const;
 
-  // Waits for room until the deadline. Throws Error: deadline_exceeded, peer_lost, invalid_argument (too long).
-  void notify(std::string_view message, Deadline deadline);
-  bool has_room(uint64_t message_bytes);
+  // False = there is no room for it now. Throws Error: peer_lost, invalid_argument (too long).
+  bool try_notify(std::string_view message);
+  // The same, waiting for room until then.
+  bool wait_notify(std::string_view message, Deadline until);
+  [[noreturn]] void throw_full() const;
 
   std::shared_ptr<Transfer> transfer(Operation operation, const Prepared& local, const Prepared& remote,
                                      std::vector<Piece> pieces);
@@ -48,7 +50,6 @@ class HostLink : public std::enable_shared_from_this<HostLink> {
   friend class HostTransfer;
   friend class Busy;
 
-  bool try_notify(std::string_view message);
   [[noreturn]] void throw_lost() const;
   uint64_t generation(uint32_t slot) const { return table_->generations()[slot].load(std::memory_order_seq_cst); }
 
@@ -60,6 +61,7 @@ class HostLink : public std::enable_shared_from_this<HostLink> {
   LinkSegment* const link_;
   const int wake_fd_;
   const pid_t pid_;
+  const int pidfd_;  // tells whether pid_ is still who it was
   const std::string peer_name_;
   std::array<std::atomic_flag, kBusyCounters> busy_taken_;
   std::mutex ring_mutex_;

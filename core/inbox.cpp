@@ -57,34 +57,34 @@ void Inbox::attach(std::shared_ptr<Source> source) {
 }
 
 void Inbox::retire(const std::shared_ptr<Source>& source, const std::string& sender) {
-  std::lock_guard lock(mutex_);
-  const auto found = std::find(sources_.begin(), sources_.end(), source);
-  if (found == sources_.end()) return;
-  std::vector<Notification> left;
-  source->take(left, SIZE_MAX);
-  if (left.empty()) {
-    sources_.erase(found);
-    return;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = std::find(sources_.begin(), sources_.end(), source);
+    if (found == sources_.end()) return;
+    std::vector<Notification> left;
+    source->take(left, SIZE_MAX);
+    if (left.empty()) {
+      sources_.erase(found);
+      return;
+    }
+    auto rest = std::make_shared<Mailbox>(sender, UINT64_MAX);
+    for (Notification& notification : left) rest->put(std::move(notification.message));
+    rest->close();
+    *found = std::move(rest);
   }
-  auto rest = std::make_shared<Mailbox>(sender, UINT64_MAX);
-  for (Notification& notification : left) rest->put(std::move(notification.message));
-  rest->close();
-  *found = std::move(rest);
+  wake_sleeper();  // it may have ended before it could
 }
 
 std::vector<Notification> Inbox::drain(size_t limit) {
   std::vector<Notification> taken;
   std::lock_guard lock(mutex_);
-  if (armed_) {
-    armed_ = false;
-    registry_->shared().sleeping.fetch_sub(1);
-    clear_wake();
-  }
-  for (size_t i = 0; i < sources_.size() && taken.size() < limit;) {
-    if (sources_[i]->take(taken, limit - taken.size())) {
-      sources_.erase(sources_.begin() + static_cast<std::ptrdiff_t>(i));
+  // Beginning after the one where the last call ended, so that none of them starves another.
+  for (size_t left = sources_.size(); left > 0 && taken.size() < limit; --left) {
+    if (next_ >= sources_.size()) next_ = 0;
+    if (sources_[next_]->take(taken, limit - taken.size())) {
+      sources_.erase(sources_.begin() + static_cast<std::ptrdiff_t>(next_));
     } else {
-      ++i;
+      ++next_;
     }
   }
   return taken;
@@ -98,33 +98,26 @@ bool Inbox::anything() const {
 bool Inbox::wait(Deadline deadline) {
   while (!closed_.load()) {
     if (anything()) return true;
-    registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst);
+    arm();
+    int ready = 0;
     // Whoever published before it could see that we sleep is seen here.
     if (!closed_.load() && !anything()) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
       pollfd wake{wake_fd_, POLLIN, 0};
-      poll(&wake, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000 * 1000)));
+      ready = poll(&wake, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000 * 1000)));
     }
-    registry_->shared().sleeping.fetch_sub(1, std::memory_order_seq_cst);
-    if (anything()) {
-      clear_wake();
-      return true;
-    }
-    if (closed_.load() || std::chrono::steady_clock::now() >= deadline) return false;
-    clear_wake();
-    if (anything()) return true;  // it came between the look and the clearing
+    disarm();
+    if (ready < 0) return true;  // EINTR: the caller has a signal to look at
+    clear();
+    if (anything()) return true;
+    if (std::chrono::steady_clock::now() >= deadline) return false;
   }
   return false;
 }
 
-bool Inbox::arm() {
-  {
-    std::lock_guard lock(mutex_);
-    if (!armed_) registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst);
-    armed_ = true;
-  }
-  return anything();
-}
+void Inbox::arm() noexcept { registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst); }
+
+void Inbox::disarm() noexcept { registry_->shared().sleeping.fetch_sub(1, std::memory_order_seq_cst); }
 
 void Inbox::wake_sleeper() noexcept {
   std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -137,7 +130,7 @@ void Inbox::close() noexcept {
   eventfd_write(wake_fd_, 1);  // stays readable: whoever comes later wakes at once
 }
 
-void Inbox::clear_wake() noexcept {
+void Inbox::clear() noexcept {
   eventfd_t count = 0;
   if (!closed_.load()) eventfd_read(wake_fd_, &count);
 }

@@ -65,10 +65,13 @@ class Inbox {
   // The source is gone: what it still has moves here, and the source is let go of. Nobody may add to it any more.
   void retire(const std::shared_ptr<Source>& source, const std::string& sender);
   std::vector<Notification> drain(size_t limit);
-  // True = something may be there; false = the deadline came, or close().
+  // True = something may be there, or a signal came; false = the deadline came, or close().
   bool wait(Deadline deadline);
-  // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until the next drain; true = something is there now.
-  bool arm();
+  // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until disarm(). After it became readable: clear(),
+  // and then drain().
+  void arm() noexcept;
+  void disarm() noexcept;
+  void clear() noexcept;
   // For the network plane, after it put something into a mailbox.
   void wake_sleeper() noexcept;
   void close() noexcept;
@@ -76,13 +79,12 @@ class Inbox {
 
  private:
   bool anything() const;
-  void clear_wake() noexcept;
 
   std::shared_ptr<Registry> registry_;
   int wake_fd_;
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Source>> sources_;
-  bool armed_ = false;
+  size_t next_ = 0;  // of them, which is drained first
   std::atomic<bool> closed_{false};
 };
 

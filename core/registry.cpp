@@ -1,5 +1,7 @@
 #include "registry.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 #include <new>
 #include <string>
@@ -25,6 +27,15 @@ void coalesce(std::vector<Range>& ranges) {
   ranges.resize(last + 1);
 }
 
+// Where generations begin: elsewhere in each process, so that a descriptor of an agent that was started again is stale.
+uint64_t random_start() {
+  uint64_t start = 0;
+  if (getrandom(&start, sizeof start, 0) != sizeof start) {
+    start = static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
+  }
+  return start % (uint64_t{1} << 62) + 1;
+}
+
 }  // namespace
 
 Pin& Pin::operator=(Pin&& other) noexcept {
@@ -43,8 +54,9 @@ void Pin::release() noexcept {
 
 Registry::Registry(uint32_t capacity)
     : capacity_(capacity),
-      segment_(Segment::create(RegistryTable::bytes(capacity))),
-      pins_(std::make_unique<std::atomic<uint32_t>[]>(capacity)) {
+      segment_(Segment::create(RegistryTable::bytes(capacity), Segment::Use::look_up)),
+      pins_(std::make_unique<std::atomic<uint32_t>[]>(capacity)),
+      next_generation_(random_start()) {
   auto* table = new (segment_->data()) RegistryTable{};
   table->magic = RegistryTable::kMagic;
   table->version = 1;
@@ -74,52 +86,54 @@ Registry::Name Registry::add(std::vector<Range> ranges, MemoryKind kind, uint32_
   }
   const Name name{index, next_generation_++};
   for (const Range& range : ranges) index_.add(range, index);
-  slots_[index] = Slot{std::move(ranges), kind, device, true, false, {}};
+  slots_[index] = Slot{name.generation, std::move(ranges), kind, device, false, {}};
   shared().generations()[index].store(name.generation, std::memory_order_seq_cst);
   return name;
 }
 
-void Registry::retire(uint32_t index) {
+Registry::Slot* Registry::find_slot(Name name) {
+  if (name.generation == 0 || name.slot >= slots_.size()) return nullptr;
+  Slot& slot = slots_[name.slot];
+  return slot.generation == name.generation ? &slot : nullptr;
+}
+
+void Registry::retire(Name name) {
   std::lock_guard lock(mutex_);
-  if (index >= slots_.size() || !slots_[index].used || slots_[index].retired) return;
-  Slot& slot = slots_[index];
-  slot.retired = true;
-  index_.remove(index);
-  shared().generations()[index].store(0, std::memory_order_seq_cst);
+  Slot* slot = find_slot(name);
+  if (slot == nullptr || slot->retired) return;
+  slot->retired = true;
+  index_.remove(name.slot);
+  shared().generations()[name.slot].store(0, std::memory_order_seq_cst);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   for (const auto& visitor : visitors_) {
     if (visitor->gone.load()) continue;
     for (uint32_t i = 0; i < kBusyCounters; ++i) {
       const uint64_t count = visitor->busy()[i].count.load(std::memory_order_seq_cst);
-      if (count % 2 == 1) slot.waits.push_back({visitor, i, count});
+      if (count % 2 == 1) slot->waits.push_back({visitor, i, count});
     }
   }
 }
 
-bool Registry::quiet_locked(uint32_t index) {
-  Slot& slot = slots_[index];
-  if (!slot.used) return true;
-  std::erase_if(slot.waits, [](const Wait& wait) {
+bool Registry::quiet(Name name) {
+  std::lock_guard lock(mutex_);
+  Slot* slot = find_slot(name);
+  if (slot == nullptr) return true;
+  std::erase_if(slot->waits, [](const Wait& wait) {
     return wait.visitor->gone.load() ||
            wait.visitor->busy()[wait.counter].count.load(std::memory_order_acquire) != wait.count;
   });
-  if (!slot.waits.empty() || pins_[index].load(std::memory_order_seq_cst) != 0) return false;
-  if (slot.retired) {
-    slot = Slot{};
-    free_.push_back(index);
+  if (!slot->waits.empty() || pins_[name.slot].load(std::memory_order_seq_cst) != 0) return false;
+  if (slot->retired) {
+    *slot = Slot{};
+    free_.push_back(name.slot);
   }
   return true;
 }
 
-bool Registry::quiet(uint32_t slot) {
-  std::lock_guard lock(mutex_);
-  return slot >= slots_.size() || quiet_locked(slot);
-}
-
-bool Registry::wait_quiet(uint32_t slot, Deadline deadline) {
+bool Registry::wait_quiet(Name name, Deadline deadline) {
   // Nobody signals the end of a copy in another process; most end within a millisecond.
   auto pause = std::chrono::microseconds(2);
-  while (!quiet(slot)) {
+  while (!quiet(name)) {
     const auto now = std::chrono::steady_clock::now();
     if (now >= deadline) return false;
     std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(pause, deadline - now));
@@ -134,7 +148,7 @@ std::optional<Registry::Found> Registry::find(Range range) {
   index_.find(range, [&](uint64_t tag, uint64_t) {
     const auto index = static_cast<uint32_t>(tag);
     const Slot& slot = slots_[index];
-    found = Found{{index, shared().generations()[index].load()}, slot.kind, slot.device};
+    found = Found{{index, slot.generation}, slot.kind, slot.device};
     return true;
   });
   return found;
@@ -162,7 +176,9 @@ Pin Registry::pin(Name name, Range range) {
   }
   Pin pin(shared_from_this(), name.slot);
   std::lock_guard lock(mutex_);
-  const std::vector<Range>& ranges = slots_[name.slot].ranges;
+  const Slot* slot = find_slot(name);
+  const std::vector<Range> none;
+  const std::vector<Range>& ranges = slot != nullptr ? slot->ranges : none;
   const auto after = std::upper_bound(ranges.begin(), ranges.end(), range.address,
                                       [](uint64_t address, const Range& r) { return address < r.address; });
   if (after != ranges.begin()) {

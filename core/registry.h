@@ -89,10 +89,10 @@ class Registry : public std::enable_shared_from_this<Registry> {
 
   Name add(std::vector<Range> ranges, MemoryKind kind, uint32_t device);
   // From now on no transfer begins here. Idempotent.
-  void retire(uint32_t slot);
+  void retire(Name name);
   // Whether nothing moves any more in memory that was retired; if so its slot is free for another use.
-  bool quiet(uint32_t slot);
-  bool wait_quiet(uint32_t slot, Deadline deadline);
+  bool quiet(Name name);
+  bool wait_quiet(Name name, Deadline deadline);
 
   // The registration that holds the whole range; nothing = none does.
   std::optional<Found> find(Range range);
@@ -117,15 +117,16 @@ class Registry : public std::enable_shared_from_this<Registry> {
     uint64_t count;
   };
   struct Slot {
+    uint64_t generation = 0;    // 0 = free
     std::vector<Range> ranges;  // sorted and disjoint
     MemoryKind kind = MemoryKind::dram;
     uint32_t device = 0;
-    bool used = false;
     bool retired = false;
     std::vector<Wait> waits;
   };
 
-  bool quiet_locked(uint32_t index);
+  // The slot, as long as it is of this generation; else null.
+  Slot* find_slot(Name name);
 
   const uint32_t capacity_;
   std::shared_ptr<Segment> segment_;
@@ -135,7 +136,7 @@ class Registry : public std::enable_shared_from_this<Registry> {
   std::vector<uint32_t> free_;
   RangeIndex index_;
   std::vector<std::shared_ptr<Visitor>> visitors_;
-  uint64_t next_generation_ = 1;
+  uint64_t next_generation_;
 };
 
 }  // namespace penstock

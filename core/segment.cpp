@@ -17,7 +17,10 @@ namespace penstock {
 namespace {
 
 constexpr uint64_t kHugePage = 2 << 20;
-constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
 [[noreturn]] void refuse(const std::string& what, int error) {
   throw Error(ErrorCode::out_of_memory, what + ": " + std::strerror(error));
@@ -102,26 +105,27 @@ std::optional<SharedDescriptor> dup_shared(uint64_t id) {
   return std::nullopt;
 }
 
-Segment::Segment(int fd, std::byte* data, uint64_t size, bool ours)
-    : fd_(fd), data_(data), size_(size), id_(ours ? share_mapping(data, size, fd) : 0) {}
+Segment::Segment(int fd, std::byte* data, uint64_t size, uint64_t id, bool ours)
+    : fd_(fd), data_(data), size_(size), id_(id), owner_pid_(ours ? getpid() : 0) {}
 
 Segment::~Segment() {
-  if (id_ != 0) {
-    unshare_mapping(data_);
-    discard();  // a peer that still maps it must not keep the memory
+  if (id_ != 0) unshare_mapping(data_);
+  // A peer that still maps it must not keep the memory. A forked child, which shares it, has no say in this.
+  if (owner_pid_ == getpid()) {
+    fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_));
   }
   munmap(data_, size_);
   close(fd_);
 }
 
-std::shared_ptr<Segment> Segment::create(uint64_t bytes) {
+std::shared_ptr<Segment> Segment::create(uint64_t bytes, Use use) {
   if (bytes == 0) throw Error(ErrorCode::invalid_argument, "a segment has at least one byte");
   if (bytes > (uint64_t{1} << 62)) refuse("can't make a segment of " + std::to_string(bytes) + " bytes", ENOMEM);
   const int fd = memfd_create("penstock-segment", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) refuse("memfd_create", errno);
   std::byte* data = nullptr;
   try {
-    if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
+    if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || fcntl(fd, F_ADD_SEALS, kSizeSeals) != 0) {
       refuse("can't make a segment of " + std::to_string(bytes) + " bytes", errno);
     }
     data = map_whole(fd, bytes, true);
@@ -131,7 +135,11 @@ std::shared_ptr<Segment> Segment::create(uint64_t bytes) {
         refuse("no memory for a segment of " + std::to_string(bytes) + " bytes", errno == EFAULT ? ENOMEM : errno);
       }
     }
-    return std::shared_ptr<Segment>(new Segment(fd, data, bytes, true));
+    // Our own mapping can be written to already. Kernels before 5.1 don't know this seal.
+    if (use == Use::look_up) fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL);  // or one peer could lock all others out
+    const uint64_t id = use == Use::memory ? share_mapping(data, bytes, fd) : 0;
+    return std::shared_ptr<Segment>(new Segment(fd, data, bytes, id, true));
   } catch (...) {
     if (data != nullptr) munmap(data, bytes);
     close(fd);
@@ -152,16 +160,12 @@ std::shared_ptr<Segment> Segment::map(int fd, uint64_t bytes, bool writable) {
                                                std::to_string(bytes) + " as it says");
     }
     data = map_whole(fd, bytes, writable);
-    return std::shared_ptr<Segment>(new Segment(fd, data, bytes, false));
+    return std::shared_ptr<Segment>(new Segment(fd, data, bytes, 0, false));
   } catch (...) {
     if (data != nullptr) munmap(data, bytes);
     close(fd);
     throw;
   }
-}
-
-void Segment::discard() noexcept {
-  fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(size_));
 }
 
 }  // namespace penstock

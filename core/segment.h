@@ -15,8 +15,13 @@ namespace penstock {
 
 class Segment {
  public:
+  enum class Use {
+    memory,   // for whoever registers a part of it: find_shared() knows it
+    link,     // handed to one peer, who writes to it
+    look_up,  // handed to all peers, who can't write to it
+  };
   // `bytes` of zeros. Committed at once, so that a machine without room says so here and not by a SIGBUS later.
-  static std::shared_ptr<Segment> create(uint64_t bytes);
+  static std::shared_ptr<Segment> create(uint64_t bytes, Use use = Use::memory);
   // A peer's: takes the descriptor over, in any case. Refuses one that isn't sealed, or has fewer bytes.
   static std::shared_ptr<Segment> map(int fd, uint64_t bytes, bool writable = true);
 
@@ -28,16 +33,15 @@ class Segment {
   uint64_t size() const { return size_; }
   int fd() const { return fd_; }
   uint64_t id() const { return id_; }
-  // Gives all pages back to the kernel at once, whoever else still maps them; they read as zeros afterwards.
-  void discard() noexcept;
 
  private:
-  Segment(int fd, std::byte* data, uint64_t size, bool ours);
+  Segment(int fd, std::byte* data, uint64_t size, uint64_t id, bool ours);
 
   int fd_;
   std::byte* data_;
   uint64_t size_;
-  uint64_t id_;  // 0 = a peer's
+  uint64_t id_;      // 0 = not for find_shared()
+  pid_t owner_pid_;  // 0 = a peer's
 };
 
 // Where mappings that other processes may share lie in this process: segments of our own, and the arenas of budgets.

@@ -64,8 +64,10 @@ class Transfer {
   // True when no byte of the local memory will be touched any more (a failed transfer may linger until its peer is
   // done or gone).
   virtual bool quiet() = 0;
-  // Whether post() would return within microseconds.
-  virtual bool brief(uint64_t notification_bytes) = 0;
+  // Whether post() returns within microseconds.
+  virtual bool brief() const = 0;
+  // Whether a post that is still active goes on only in wait() or poll(), by the caller's own hand.
+  virtual bool settles_in_wait() const { return false; }
 
   uint64_t total_bytes() const { return total_bytes_; }
   uint64_t piece_count() const { return pieces_.size(); }

@@ -72,6 +72,22 @@ inline std::chrono::steady_clock::time_point deadline_after(double seconds) {
   return std::chrono::steady_clock::now() + nanoseconds(seconds);
 }
 
+// Waits without the GIL, in slices short enough that Ctrl-C is seen. `wait(until)`: true = it has come.
+template <typename Wait>
+bool in_slices(std::chrono::steady_clock::time_point deadline, Wait wait) {
+  while (true) {
+    const auto slice = std::min(deadline, std::chrono::steady_clock::now() + std::chrono::milliseconds(100));
+    bool come = false;
+    {
+      nb::gil_scoped_release release;
+      come = wait(slice);
+    }
+    if (come) return true;
+    if (slice == deadline) return false;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
 void register_budget(nb::module_& m);
 void register_crc(nb::module_& m);
 void register_decode(nb::module_& m);

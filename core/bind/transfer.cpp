@@ -60,9 +60,21 @@ TransferState post(Transfer& transfer, const std::optional<nb::bytes>& notificat
   std::string message;
   if (notification) message.assign(notification->c_str(), notification->size());
   const std::string* pointer = notification ? &message : nullptr;
-  if (transfer.brief(message.size())) return transfer.post(pointer, deadline);
-  nb::gil_scoped_release release;
-  return transfer.post(pointer, deadline);
+  if (transfer.brief()) {
+    const TransferState state = transfer.post(pointer, deadline);
+    if (state != TransferState::active || !transfer.settles_in_wait()) return state;
+  } else {
+    nb::gil_scoped_release release;
+    const TransferState state = transfer.post(pointer, deadline);
+    if (state != TransferState::active || !transfer.settles_in_wait()) return state;
+  }
+  // The data is there, and there is no room for the notification yet.
+  TransferState state = TransferState::active;
+  in_slices(deadline, [&](Deadline until) {
+    state = transfer.wait(until);
+    return state != TransferState::active;
+  });
+  return transfer.poll();
 }
 
 // Each descriptor is taken over, whichever of them is refused.
@@ -88,7 +100,9 @@ std::shared_ptr<HostLink> make_link(std::shared_ptr<Registry> local, int table_f
 void register_memory(nb::module_& m) {
   nb::class_<Segment>(m, "Segment", nb::type_slots(segment_slots),
                       "Memory that other processes can map, through the buffer protocol (writable). Zeros at first.")
-      .def_static("create", &Segment::create, nb::arg("size"), nb::call_guard<nb::gil_scoped_release>())
+      .def_static(
+          "create", [](uint64_t size) { return Segment::create(size); }, nb::arg("size"),
+          nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("address", [](const Segment& self) { return reinterpret_cast<uint64_t>(self.data()); })
       .def_prop_ro("size_bytes", &Segment::size)
       .def("__len__", &Segment::size);
@@ -123,16 +137,19 @@ void register_memory(nb::module_& m) {
             return std::tuple(name.slot, name.generation);
           },
           nb::arg("ranges"), nb::arg("vram"), nb::arg("device"))
-      .def("retire", &Registry::retire, nb::arg("slot"))
-      .def("quiet", &Registry::quiet, nb::arg("slot"))
+      .def(
+          "retire", [](Registry& self, uint32_t slot, uint64_t generation) { self.retire({slot, generation}); },
+          nb::arg("slot"), nb::arg("generation"))
+      .def(
+          "quiet", [](Registry& self, uint32_t slot, uint64_t generation) { return self.quiet({slot, generation}); },
+          nb::arg("slot"), nb::arg("generation"))
       .def(
           "wait_quiet",
-          [](Registry& self, uint32_t slot, double timeout_s) {
-            const Deadline deadline = deadline_after(timeout_s);
-            nb::gil_scoped_release release;
-            return self.wait_quiet(slot, deadline);
+          [](Registry& self, uint32_t slot, uint64_t generation, double timeout_s) {
+            return in_slices(deadline_after(timeout_s),
+                             [&](Deadline until) { return self.wait_quiet({slot, generation}, until); });
           },
-          nb::arg("slot"), nb::arg("timeout_s"))
+          nb::arg("slot"), nb::arg("generation"), nb::arg("timeout_s"))
       .def(
           "prepare",
           [](Registry& self, const Rows& rows, const std::optional<Slots>& slots,
@@ -223,7 +240,9 @@ void register_notifications(nb::module_& m) {
             return self.wait(deadline);
           },
           nb::arg("timeout_s"), "True = something may be there.")
-      .def("arm", &Inbox::arm, "Have ``wake_fd`` become readable when something comes; True = something is there now.")
+      .def("arm", &Inbox::arm, "Have ``wake_fd`` become readable when something comes, until ``disarm()``.")
+      .def("disarm", &Inbox::disarm)
+      .def("clear", &Inbox::clear, "``wake_fd`` is readable no more; to be called before one drains.")
       .def("close", &Inbox::close)
       .def_prop_ro("wake_fd", &Inbox::wake_fd)
       .def(
@@ -255,9 +274,12 @@ void register_links(nb::module_& m) {
       .def(
           "wait",
           [](Transfer& self, double timeout_s) {
-            const Deadline deadline = deadline_after(timeout_s);
-            nb::gil_scoped_release release;
-            return static_cast<int>(self.wait(deadline));
+            TransferState state = self.poll();
+            in_slices(deadline_after(timeout_s), [&](Deadline until) {
+              state = self.wait(until);
+              return state != TransferState::active;
+            });
+            return static_cast<int>(state);
           },
           nb::arg("timeout_s"))
       .def("quiet", &Transfer::quiet)
@@ -276,22 +298,17 @@ void register_links(nb::module_& m) {
       .def(
           "wait_idle",
           [](const HostLink& self, double timeout_s) {
-            const Deadline deadline = deadline_after(timeout_s);
-            nb::gil_scoped_release release;
-            return self.wait_idle(deadline);
+            return in_slices(deadline_after(timeout_s), [&](Deadline until) { return self.wait_idle(until); });
           },
           nb::arg("timeout_s"), "After ``lose``: whether transfers of other threads have ended.")
       .def(
           "notify",
           [](HostLink& self, const nb::bytes& message, double timeout_s) {
-            const Deadline deadline = deadline_after(timeout_s);
             const std::string_view view(message.c_str(), message.size());
-            if (self.has_room(view.size())) {
-              self.notify(view, deadline);
-            } else {
-              nb::gil_scoped_release release;
-              self.notify(view, deadline);
-            }
+            if (self.try_notify(view)) return;
+            const Deadline deadline = deadline_after(timeout_s);
+            const bool sent = in_slices(deadline, [&](Deadline until) { return self.wait_notify(view, until); });
+            if (!sent) self.throw_full();
           },
           nb::arg("message"), nb::arg("timeout_s"))
       .def(

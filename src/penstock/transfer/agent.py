@@ -34,7 +34,7 @@ from penstock.transfer.registration import Registration
 from penstock.transfer.table import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from penstock.budget import Budget, Region
 
@@ -99,7 +99,7 @@ class Agent:
         self._inbox = _core.Inbox(self.registry)
         self._lock = threading.Lock()
         self._registrations: dict[Registration, None] = {}
-        self._quarantined: list[tuple[list[int], object]] = []
+        self._quarantined: list[tuple[Sequence[tuple[int, int]], object]] = []
         self._peers: dict[str, Peer] = {}
         self._self_peer: Peer | None = None
         self._closed = ""
@@ -427,21 +427,20 @@ class Agent:
         fd = os.dup(self._inbox.wake_fd)  # others may watch it, too
         woken = asyncio.Event()
         loop.add_reader(fd, woken.set)
+        self._inbox.arm()
         try:
             async with asyncio.timeout(wait_s):
-                while not (arrived := self._drain_or_arm()):
-                    woken.clear()
+                while not (arrived := self.notifications()):
                     await woken.wait()
+                    woken.clear()
+                    self._inbox.clear()
                 return arrived
         except TimeoutError:
             raise _nothing_came(self.name, wait_s) from None
         finally:
+            self._inbox.disarm()
             loop.remove_reader(fd)
             os.close(fd)
-
-    def _drain_or_arm(self) -> list[Notification]:
-        arrived = self.notifications()
-        return arrived if arrived or not self._inbox.arm() else self.notifications()
 
     # The network plane.
 
@@ -493,8 +492,8 @@ class Agent:
             self._network.close(_CLOSE_TIMEOUT_S)
         self._quarantined += [(each.retire(), each.keepalive) for each in registrations]
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        for slots, keepalive in self._quarantined:
-            if not all(self.registry.wait_quiet(slot, max(0.0, deadline - time.monotonic())) for slot in slots):
+        for names, keepalive in self._quarantined:
+            if not all(self.registry.wait_quiet(*name, max(0.0, deadline - time.monotonic())) for name in names):
                 _kept_for_ever.append(keepalive)
         self._quarantined.clear()
         self.host_plane.close()
@@ -504,17 +503,17 @@ class Agent:
         with self._lock:
             self._registrations.pop(registration, None)
 
-    def quarantine(self, slots: list[int], keepalive: object) -> None:
-        """Keep memory alive until nobody touches it any more."""
+    def quarantine(self, names: Sequence[tuple[int, int]], keepalive: object) -> None:
+        """Keep memory, by (slot, generation), alive until nobody touches it any more."""
         with self._lock:
-            self._quarantined.append((slots, keepalive))
+            self._quarantined.append((names, keepalive))
 
     def _sweep(self) -> None:
         with self._lock:
             self._quarantined = [
-                (slots, keepalive)
-                for slots, keepalive in self._quarantined
-                if not all(self.registry.quiet(slot) for slot in slots)
+                (names, keepalive)
+                for names, keepalive in self._quarantined
+                if not all(self.registry.quiet(*name) for name in names)
             ]
 
     def _exposes(self, segment_id: int) -> bool:

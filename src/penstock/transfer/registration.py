@@ -139,17 +139,17 @@ class Registration:
         try:
             self._retire(names, timeout_s)
         except DeadlineExceeded:
-            self._agent.quarantine([slot for slot, _ in names], self._keep)
+            self._agent.quarantine(names, self._keep)
             raise
         finally:
             self._keep = None
 
-    def retire(self) -> list[int]:
-        """Refuse every transfer from now on, without waiting; the slots that may still be in use."""
+    def retire(self) -> list[tuple[int, int]]:
+        """Refuse every transfer from now on, without waiting; (slot, generation) of what may still be in use."""
         names, self._names = self._names, []
-        for slot, _ in names:
-            self._registry.retire(slot)
-        return [slot for slot, _ in names]
+        for name in names:
+            self._registry.retire(*name)
+        return names
 
     @property
     def keepalive(self) -> object:
@@ -162,10 +162,10 @@ class Registration:
 
     def _retire(self, names: Sequence[tuple[int, int]], timeout_s: float | None) -> None:
         deadline = time.monotonic() + (self._agent.timeout_s if timeout_s is None else timeout_s)
-        for slot, _ in names:
-            self._registry.retire(slot)
-        for slot, _ in names:
-            if not self._registry.wait_quiet(slot, max(0.0, deadline - time.monotonic())):
+        for name in names:
+            self._registry.retire(*name)
+        for name in names:
+            if not self._registry.wait_quiet(*name, max(0.0, deadline - time.monotonic())):
                 raise DeadlineExceeded(
                     "a transfer is still under way in memory that is being closed; it can't begin anew, and the memory "
                     "is kept until the peer is done or gone"
