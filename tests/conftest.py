@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from etcd_server import EtcdServer
 from penstock.testing.fault_proxy import FaultProxy
 from penstock.testing.hosts import unavailable
 from s3_server import BUCKET, S3Server
@@ -17,7 +18,7 @@ from s3_server import BUCKET, S3Server
 settings.register_profile("penstock", deadline=None)
 settings.load_profile("penstock")
 
-_STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_")
+_STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_", "NIXL_")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -65,3 +66,17 @@ def s3_proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch)
     with FaultProxy(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """A real etcd, started when the first test asks for it. Tests keep apart by namespaces."""
+    server = EtcdServer.start(tmp_path_factory.mktemp("etcd"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def etcd_namespace() -> str:
+    """What no other test's keys begin with."""
+    return f"/test-{uuid.uuid4().hex[:12]}/agents/"

@@ -126,6 +126,37 @@ VARIABLES: dict[str, Variable] = {
     "METRICS_PORT": _own(
         "METRICS_PORT", "unset", "loaders serve Prometheus metrics on this port of 127.0.0.1", seed=False
     ),
+    "EXCHANGE_HOST": _own(
+        "EXCHANGE_HOST",
+        "127.0.0.1",
+        "address on which `compat.nixl.utils.start_server` listens; beyond loopback it takes PENSTOCK_EXCHANGE_TOKEN",
+        seed=False,
+    ),
+    "EXCHANGE_TOKEN": _own(
+        "EXCHANGE_TOKEN",
+        "unset",
+        "secret that `compat.nixl` servers ask for and its clients give: the key-value server, agents' listeners",
+        seed=False,
+    ),
+    "ETCD_ENDPOINTS": _own(
+        "ETCD_ENDPOINTS",
+        "unset",
+        "etcd that carries agents' metadata: http://host:port, several between commas",
+        "NIXL_ETCD_ENDPOINTS",
+        seed=False,
+    ),
+    "ETCD_NAMESPACE": _own(
+        "ETCD_NAMESPACE",
+        "/nixl/agents/",
+        "what the keys of that metadata begin with",
+        "NIXL_ETCD_NAMESPACE",
+        seed=False,
+    ),
+    "ETCD_USER": _own("ETCD_USER", "unset", "who asks, where etcd wants to know", seed=False),
+    "ETCD_PASSWORD": _own("ETCD_PASSWORD", "unset", "password of that user", seed=False),
+    "ETCD_CA": _own("ETCD_CA", "the system's authorities", "who vouches for an https etcd: a PEM file", seed=False),
+    "ETCD_CERT": _own("ETCD_CERT", "unset", "our certificate, where etcd wants one: a PEM file", seed=False),
+    "ETCD_KEY": _own("ETCD_KEY", "in PENSTOCK_ETCD_CERT", "key of that certificate: a PEM file", seed=False),
     "RANK": Variable(("RANK",), "0", "which rank this process is, for `penstock.torch`; torchrun sets it"),
     "WORLD_SIZE": Variable(("WORLD_SIZE",), "1", "how many ranks there are, for `penstock.torch`; together with RANK"),
     "LOCAL_RANK": Variable(("LOCAL_RANK",), "0", "which GPU of this machine `penstock.torch.DeviceLoader` copies to"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from penstock.errors import ConfigError, DeadlineExceeded
-from penstock.transfer.exchange import Exchange, KeyValueClient, KeyValueExchange, KeyValueServer
+from penstock.transfer.exchange import EtcdExchange, Exchange, KeyValueClient, KeyValueExchange, KeyValueServer
 
 
 class ExchangeContract:
@@ -114,3 +114,10 @@ class TestKeyValueExchangeWithAToken(ExchangeContract):
     def exchange(self) -> Iterator[Exchange]:
         with KeyValueServer(port=0, token="s3cret") as server:
             yield KeyValueExchange(KeyValueClient(port=server.port, token="s3cret"))
+
+
+class TestEtcdExchange(ExchangeContract):
+    @pytest.fixture
+    def exchange(self, etcd_server, etcd_namespace) -> Iterator[Exchange]:
+        with EtcdExchange(etcd_server.endpoint, namespace=etcd_namespace) as exchange:
+            yield exchange

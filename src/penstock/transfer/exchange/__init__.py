@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from penstock.transfer.exchange.base import WHOLE, Exchange
 from penstock.transfer.exchange.client import KeyValueClient, KeyValueExchange
+from penstock.transfer.exchange.etcd import EtcdExchange, RemovalWatch
 from penstock.transfer.exchange.server import KeyValueServer
 from penstock.transfer.exchange.service import Limits
 
-__all__ = ["WHOLE", "Exchange", "KeyValueClient", "KeyValueExchange", "KeyValueServer", "Limits"]
+__all__ = [
+    "WHOLE",
+    "EtcdExchange",
+    "Exchange",
+    "KeyValueClient",
+    "KeyValueExchange",
+    "KeyValueServer",
+    "Limits",
+    "RemovalWatch",
+]

@@ -65,6 +65,19 @@ class Deadline:
             raise self.exceeded()
         return left_s
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return time.monotonic() >= self._at
+
+    def sooner(self, timeout_s: float) -> Deadline:
+        """One for a part of the work: so many seconds from now, or this one where it comes first.
+
+        Raises:
+            DeadlineExceeded: nothing is left.
+        """
+        return Deadline(min(timeout_s, self.left_s()), self.doing)
+
     def exceeded(self, why: str = "") -> DeadlineExceeded:
         """The error to raise once it has passed; ``why`` says what was seen last."""
         return DeadlineExceeded(f"{self.doing}: not done within {self.timeout_s:g} s{why and '; '}{why}")

