@@ -93,6 +93,18 @@ def test_a_complete_snapshot_replaces_and_a_partial_one_adds():
     assert {one.slot: one.generation for one in late.registrations}[1] == 4 and late.network_address == b"new"
 
 
+def test_two_parts_of_one_registration_become_one():
+    known = agent(record(1, 2, (1000, 10, 0), (2000, 10, 1000), segment=7), complete=False)
+    both = merge(known, agent(record(1, 2, (1005, 10, 5), (3000, 1, 2000), segment=7), complete=False))
+    assert both.registrations == (record(1, 2, (1000, 15, 0), (2000, 10, 1000), (3000, 1, 2000), segment=7),)
+    outside = merge(agent(record(1, 2, (5, 5))), agent(record(1, 2, (1, 2), (10, 5)), complete=False))
+    assert outside.registrations == (record(1, 2, (1, 2), (5, 10)),)
+    with pytest.raises(MetadataError, match="two kinds of memory"):
+        merge(known, agent(record(1, 2, (1000, 10, 0), segment=8), complete=False))
+    with pytest.raises(MetadataError, match="overlap"):  # the same address at two places of the segment
+        merge(known, agent(record(1, 2, (1000, 10, 64), segment=7), complete=False))
+
+
 def test_another_instance_of_a_name_is_another_agent():
     newer = agent(record(0, 1), instance=b"j" * 16, complete=False)
     assert merge(agent(record(5, 9)), newer) is newer

@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 from penstock.errors import ConfigError, MetadataError
 from penstock.transfer.descriptors import MOST_NAME_BYTES
 from penstock.transfer.host import Host
-from penstock.transfer.table import MEMORIES, Memory, checked_memory
+from penstock.transfer.table import MEMORIES, Memory, checked_memory, coalesced
 from penstock.transfer.wire import MOST_BYTES, Reader, UInt64s, Writer
 
 __all__ = ["ID_BYTES", "MOST_REGISTRATIONS", "AgentMetadata", "RegistrationRecord", "merge"]
@@ -186,7 +186,7 @@ def merge(known: AgentMetadata | None, newer: AgentMetadata) -> AgentMetadata:
 
     Another instance of the same name is another agent: nothing of the old one is kept. Of the same instance a complete
     snapshot replaces all registrations; a partial one adds its own, and in a slot that both have the higher generation
-    stays. A partial snapshot without a network address leaves the known one.
+    stays, or of the same generation what both tell. A partial snapshot without a network address leaves the known one.
 
     Raises:
         ConfigError: they are of agents with different names.
@@ -200,12 +200,26 @@ def merge(known: AgentMetadata | None, newer: AgentMetadata) -> AgentMetadata:
     slots = {record.slot: record for record in known.registrations}
     for record in newer.registrations:
         before = slots.get(record.slot)
-        if before is None or before.generation <= record.generation:
+        if before is None or before.generation < record.generation:
             slots[record.slot] = record
+        elif before.generation == record.generation:
+            slots[record.slot] = _united(before, record)
     merged = replace(newer, registrations=tuple(slots.values()), complete=known.complete)
     if newer.network_address:
         return merged
     return replace(merged, network_address=known.network_address, network_transports=known.network_transports)
+
+
+def _united(known: RegistrationRecord, newer: RegistrationRecord) -> RegistrationRecord:
+    """Two parts of one registration."""
+    if (known.memory, known.device, known.segment_id) != (newer.memory, newer.device, newer.segment_id):
+        raise MetadataError(f"{_WHAT}: slot {newer.slot} of one generation, but in two kinds of memory")
+    rows = np.concatenate([known.ranges, newer.ranges])
+    # Ranges join only where their offsets go on as their addresses do; outside of segments there are no offsets.
+    rows[:, 2] -= rows[:, 0] * np.uint64(newer.segment_id != 0)
+    rows = coalesced(rows)
+    rows[:, 2] += rows[:, 0] * np.uint64(newer.segment_id != 0)
+    return replace(newer, ranges=rows[np.argsort(rows[:, 0])])
 
 
 def _records(reader: Reader) -> tuple[RegistrationRecord, ...]:
