@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import uuid
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -14,11 +15,14 @@ from penstock.testing.fault_proxy import FaultProxy
 from penstock.testing.hosts import unavailable
 from s3_server import BUCKET, S3Server
 
+if TYPE_CHECKING:
+    from nixl_target import OtherProcess
+
 # A machine that is busy is no failure; what hangs ends at pytest's own limit, with stacks.
 settings.register_profile("penstock", deadline=None)
 settings.load_profile("penstock")
 
-_STORE_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_", "NIXL_")
+_OWN_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_", "NIXL_", "UCX_")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -33,8 +37,23 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     for name in list(os.environ):
-        if name.startswith(_STORE_VARIABLES) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+        if name.startswith(_OWN_VARIABLES) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def _other_process() -> Iterator[OtherProcess]:
+    from nixl_target import OtherProcess
+
+    process = OtherProcess()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def other(_other_process: OtherProcess) -> OtherProcess:
+    """A second process for a NIXL agent; each test makes its own agent there."""
+    return _other_process
 
 
 @pytest.fixture

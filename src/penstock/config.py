@@ -157,6 +157,16 @@ VARIABLES: dict[str, Variable] = {
     "ETCD_CA": _own("ETCD_CA", "the system's authorities", "who vouches for an https etcd: a PEM file", seed=False),
     "ETCD_CERT": _own("ETCD_CERT", "unset", "our certificate, where etcd wants one: a PEM file", seed=False),
     "ETCD_KEY": _own("ETCD_KEY", "in PENSTOCK_ETCD_CERT", "key of that certificate: a PEM file", seed=False),
+    "TRANSFER_NETWORK": _own(
+        "TRANSFER_NETWORK",
+        "unset (this host only)",
+        "where agents of `penstock.compat` meet other hosts: an address, an interface, loopback or any",
+        "UCX_NET_DEVICES",
+        seed=False,
+    ),
+    "NIXL_TELEMETRY_ENABLE": Variable(
+        ("NIXL_TELEMETRY_ENABLE",), "unset", "on or off, for `penstock.compat.nixl`; off wins over its configuration"
+    ),
     "RANK": Variable(("RANK",), "0", "which rank this process is, for `penstock.torch`; torchrun sets it"),
     "WORLD_SIZE": Variable(("WORLD_SIZE",), "1", "how many ranks there are, for `penstock.torch`; together with RANK"),
     "LOCAL_RANK": Variable(("LOCAL_RANK",), "0", "which GPU of this machine `penstock.torch.DeviceLoader` copies to"),

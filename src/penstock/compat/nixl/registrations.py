@@ -1,0 +1,94 @@
+"""What a program registered, so that it may deregister it by any equal list, whole or in parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.compat.nixl.descriptors import DescriptorList
+from penstock.compat.nixl.errors import nixlNotFoundError
+from penstock.transfer import Agent, Registration
+from penstock.transfer.table import Memory
+from penstock.transfer.wire import UInt64s
+
+__all__ = ["Registrations"]
+
+Row = tuple[int, int, int]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """What one call of ``register_memory`` registered on one device, as far as it isn't deregistered."""
+
+    rows: Counter[Row]
+    registration: Registration
+    tensors: Any
+
+
+class Registrations:
+    """The registrations of one agent, by the rows that were registered.
+
+    Memory is registered by the call: however many rows, they are one registration. A part of it that is deregistered
+    leaves the rest registered **anew**, so that nobody can reach what is the program's own again; whoever transfers to
+    the rest loads new metadata first.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._entries: dict[Memory, list[_Entry]] = {}
+
+    def add(self, memory: Memory, rows: DescriptorList, tensors: Any = None) -> None:
+        """Registers rows; ``tensors`` is what they lie in, if it is known, and is kept alive."""
+        table = rows.table
+        if tensors is not None:
+            self._keep(memory, table, self._agent.register(tensors), tensors)
+            return
+        for device in np.unique(table[:, 2]):
+            part = table[table[:, 2] == device]
+            self._keep(memory, part, self._agent.register(part, memory=memory))
+
+    def remove(self, memory: Memory, rows: DescriptorList) -> None:
+        """Deregisters rows, wherever they were registered.
+
+        Raises:
+            nixlNotFoundError: one of them isn't; then nothing is deregistered.
+            DeadlineExceeded: a transfer is still under way in one of them; they are deregistered all the same.
+        """
+        wanted = _counted(rows.table)
+        entries = self._entries.get(memory, [])
+        whole = next((entry for entry in entries if entry.rows == wanted), None)
+        parts = [(whole, wanted)] if whole is not None else _found_in(entries, wanted)
+        for entry, part in parts:
+            entries.remove(entry)
+            rest = entry.rows - part
+            if rest:
+                table = np.array([*rest.elements()], np.uint64)
+                self._keep(memory, table, self._agent.register(table, memory=memory), entry.tensors)
+        for entry, _ in parts:
+            entry.registration.close()
+
+    def _keep(self, memory: Memory, table: UInt64s, registration: Registration, tensors: Any = None) -> None:
+        self._entries.setdefault(memory, []).append(_Entry(_counted(table), registration, tensors))
+
+
+def _counted(table: UInt64s) -> Counter[Row]:
+    return Counter(map(tuple, table.tolist()))
+
+
+def _found_in(entries: list[_Entry], wanted: Counter[Row]) -> list[tuple[_Entry, Counter[Row]]]:
+    parts = []
+    for entry in entries:
+        part = entry.rows & wanted
+        if part:
+            parts.append((entry, part))
+            wanted = wanted - part
+    if wanted:
+        address, length, device = next(iter(wanted))
+        raise nixlNotFoundError(
+            f"{length} bytes at {address:#x} of device {device} aren't registered; deregister what was registered, "
+            "row by row"
+        )
+    return parts
