@@ -38,11 +38,11 @@ class Penstock(Side):
     def operation(self, kind: str, rows: np.ndarray) -> Operation:
         local, remote = self._prepared(rows)
         transfer = self._agent.transfer(kind, local, remote)
+        post, wait = transfer.post, transfer.wait
 
         def run() -> None:
-            transfer.post()
-            if not transfer.done:
-                transfer.wait()
+            if post() != "DONE":
+                wait()
 
         return run
 
@@ -86,4 +86,4 @@ class Penstock(Side):
             np.column_stack([base + rows[:, 0], rows[:, 1]]).astype(np.uint64)
             for base in (self._own.ctypes.data, self._base)
         ]
-        return self._agent.prepare(tables[0]), self._peer.prepare(tables[1])
+        return self._agent.prepare(tables[0], "DRAM"), self._peer.prepare(tables[1], "DRAM")
