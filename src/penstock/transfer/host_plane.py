@@ -9,6 +9,7 @@ one thread that sleeps otherwise.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import os
 import secrets
@@ -29,6 +30,7 @@ from penstock.errors import (
     PeerLost,
     PeerRefused,
     PeerUnreachable,
+    PenstockError,
 )
 from penstock.transfer.host_messages import (
     MOST_MESSAGE_BYTES,
@@ -44,11 +46,42 @@ from penstock.transfer.host_messages import (
 )
 from penstock.transfer.metadata import AgentMetadata
 
-__all__ = ["HostConnection", "HostPlane"]
+__all__ = ["Attempt", "HostConnection", "HostPlane"]
 
 _MOST_PEERS: Final = 1024
 _HELLO_TIMEOUT_S: Final = 5.0
+_AGAIN_S: Final = 0.01
+_OUT_OF_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class Attempt:
+    """A connection that is being made, which another thread may give up."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Wakes whoever waits for the peer's answer; it then fails."""
+        self.given_up = True
+        with contextlib.suppress(OSError):  # it isn't connected yet, or was closed
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def connect(self, address: str, deadline: float) -> None:
+        """Waits also while the peer's queue is full, which the kernel doesn't do for sockets with a timeout."""
+        while True:
+            try:
+                self.sock.settimeout(_left(deadline))
+                self.sock.connect(address)
+            except BlockingIOError:
+                if time.monotonic() >= deadline or self.given_up:
+                    raise TimeoutError from None
+                time.sleep(_AGAIN_S)
+            else:
+                break
+        if self.given_up:
+            raise TimeoutError
 
 
 class HostConnection:
@@ -61,7 +94,7 @@ class HostConnection:
         self.reaches_process = reaches_process
         self._socket = sock
         self._forget = forget
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # map() closes what doesn't answer
 
     def map(self, segment_id: int, deadline: float) -> tuple[int, int]:
         """A descriptor of the peer's segment (the caller's from now on; -1 = it is gone) and the segment's bytes.
@@ -89,11 +122,28 @@ class HostConnection:
         raise PeerRefused(f"the peer answered with {type(message).__name__} when asked for segment {segment_id}")
 
     def close(self, reason: str = "we closed the connection", timeout_s: float = 5.0) -> None:
-        """End it; transfers of other threads that are under way are waited for."""
+        """End it; transfers of other threads that are under way are waited for.
+
+        To the peer the end of the connection says that nobody touches its memory any more. So a transfer that takes
+        longer than the timeout keeps the connection until it has ended.
+        """
         self.link.lose(reason)
-        self.link.wait_idle(timeout_s)
         self._forget()
-        self._socket.close()
+        if self.link.wait_idle(timeout_s):
+            self._hang_up()
+        else:
+            threading.Thread(target=self._hang_up_when_idle, name="penstock last copy", daemon=True).start()
+
+    def _hang_up_when_idle(self) -> None:
+        while not self.link.wait_idle(3600.0):
+            pass
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in map()
+        with self._lock:
+            self._socket.close()
 
 
 @dataclass
@@ -152,7 +202,7 @@ class HostPlane:
         self.socket_name = f"penstock/{secrets.token_hex(16)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listener.bind("\0" + self.socket_name)
-        self._listener.listen(128)
+        self._listener.listen(_MOST_PEERS)
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._watch(self._listener.fileno(), _Watched(self._accept))
@@ -162,25 +212,25 @@ class HostPlane:
 
     # The initiator's side.
 
-    def connect(self, peer: AgentMetadata, timeout_s: float) -> HostConnection:
-        """A connection to an agent on this host.
+    def connect(self, peer: AgentMetadata, timeout_s: float, attempt: Attempt | None = None) -> HostConnection:
+        """A connection to an agent on this host; ``attempt`` lets another thread give it up.
 
         Raises:
             PeerUnreachable: nobody listens there (any more), or doesn't answer in time.
             PeerRefused: it doesn't want us; the message says why.
         """
         deadline = time.monotonic() + timeout_s
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        attempt = attempt or Attempt()
         try:
-            return self._shake_hands(sock, peer, deadline)
+            return self._shake_hands(attempt, peer, deadline)
         except BaseException:
-            sock.close()
+            attempt.sock.close()
             raise
 
-    def _shake_hands(self, sock: socket.socket, peer: AgentMetadata, deadline: float) -> HostConnection:
+    def _shake_hands(self, attempt: Attempt, peer: AgentMetadata, deadline: float) -> HostConnection:
+        sock = attempt.sock
         try:
-            sock.settimeout(_left(deadline))
-            sock.connect("\0" + peer.socket_name)
+            attempt.connect("\0" + peer.socket_name, deadline)
             pid, uid = _credentials(sock)
             if uid not in (os.getuid(), 0):
                 raise PeerRefused(f"user {uid} answers where {peer.name} should; it must be user {os.getuid()} or root")
@@ -211,10 +261,12 @@ class HostPlane:
             self._registry, fds[0], welcome.table_bytes, fds[1], welcome.link_bytes, fds[2], pid if reaches else 0,
             peer.name,
         )  # fmt: skip
-        watched = [(sock.fileno(), _Watched(lambda: lost("its agent was closed"), select.EPOLLRDHUP))]
+        # Which of the two ends comes first doesn't tell which it was: a process that ends closes its socket before.
+        why = "its process ended, or its agent was closed"
+        watched = [(sock.fileno(), _Watched(lambda: lost(why), select.EPOLLRDHUP))]
         pidfd = _pidfd(pid)
         if pidfd >= 0:
-            watched.append((pidfd, _Watched(lambda: lost("its process ended"))))
+            watched.append((pidfd, _Watched(lambda: lost(why))))
 
         def forget() -> None:
             for fd, _ in watched:
@@ -230,8 +282,12 @@ class HostPlane:
                 self._unwatch(fd)
 
         connection = HostConnection(link, sock, reaches, forget)
-        for fd, what in watched:
-            self._watch(fd, what)
+        try:
+            for fd, what in watched:
+                self._watch(fd, what)
+        except BaseException:
+            connection.close("our agent was closed")
+            raise
         return connection
 
     # The target's side: everything below runs on the plane's thread.
@@ -250,8 +306,11 @@ class HostPlane:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
-            return  # whoever it was went again, or we are out of descriptors
+        except OSError as error:
+            # Whoever it was went again; or we are out of descriptors, and it waits.
+            if error.errno in _OUT_OF_ROOM:
+                time.sleep(_AGAIN_S)
+            return
         sock.setblocking(False)
         self._visitors[sock.fileno()] = _Visitor(sock, time.monotonic())
         visitor = self._visitors[sock.fileno()]
@@ -269,7 +328,7 @@ class HostPlane:
                 self._dismiss(visitor)
         except BlockingIOError:
             return
-        except (OSError, MetadataError):
+        except (OSError, PenstockError):
             self._dismiss(visitor)
 
     def _greet(self, visitor: _Visitor, hello: Hello) -> None:
@@ -279,7 +338,11 @@ class HostPlane:
             visitor.sock.send(encode(Refused(refusal)))
             self._dismiss(visitor)
             return
-        visitor.link = _core.IncomingLink(hello.name)
+        try:
+            visitor.link = _core.IncomingLink(hello.name)
+        except PenstockError as error:
+            visitor.sock.send(encode(Refused(f"it has no room for another peer: {error}")))
+            raise
         self._inbox.attach(self._registry, visitor.link)
         visitor.pidfd = _pidfd(pid)
         if visitor.pidfd >= 0:

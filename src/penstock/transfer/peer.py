@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import _core
-from penstock.errors import ConfigError, PeerLost, TransportUnavailable
+from penstock.errors import ConfigError, PeerLost, PeerUnreachable, TransportUnavailable
 from penstock.transfer.descriptors import Descriptors
-from penstock.transfer.host_plane import HostConnection
+from penstock.transfer.host_plane import Attempt, HostConnection
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import AgentMetadata, merge
 from penstock.transfer.network_plane import Link
@@ -88,7 +88,9 @@ class Peer:
         self.version = 0
         self._agent = agent
         self._metadata = metadata
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # nobody waits for a peer while holding it
+        self._connecting = threading.RLock()  # one thread at a time talks to the peer; taken before the other
+        self._attempt: Attempt | None = None
         self._memory = _core.RemoteMemory()
         self._host: HostConnection | None = None
         self._network: Any = None
@@ -167,33 +169,64 @@ class Peer:
         current = self._network if network else self._current
         if current is not None and current.alive:
             return current
-        deadline = time.monotonic() + (self._agent.timeout_s if timeout_s is None else timeout_s)
-        with self._lock:
-            if self._removed:
-                raise PeerLost(f"{self.name} was {self._removed}")
+        wait_s = self._agent.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + wait_s
+        if not self._connecting.acquire(timeout=max(0.0, wait_s)):
+            raise PeerUnreachable(f"{self.name}: another thread tries to connect, for longer than {wait_s} s")
+        try:
             if network:
                 return self._network_link(deadline)
             shared = self._agent.shares_host(self._metadata)
             self._current = self._host_link(deadline) if shared else self._network_link(deadline)
             return self._current
+        finally:
+            self._connecting.release()
+
+    def _check_there(self) -> None:
+        if self._removed:
+            raise PeerLost(f"{self.name} was {self._removed}")
 
     def _host_link(self, deadline: float) -> _core.HostLink:
-        if self._host is None or not self._host.link.alive:
-            if self._host is not None:
-                self._host.close()
-            self._host = None
-            self._host = self._agent.host_plane.connect(self._metadata, deadline - time.monotonic())
-            self.version += 1
-        return self._host.link
+        with self._lock:
+            self._check_there()
+            if self._host is not None and self._host.link.alive:
+                return self._host.link
+            before, self._host = self._host, None
+            attempt = self._attempt = Attempt()
+        if before is not None:
+            before.close()
+        try:
+            made = self._agent.host_plane.connect(self._metadata, deadline - time.monotonic(), attempt)
+        except PeerUnreachable:
+            self._check_there()  # who was removed meanwhile isn't unreachable
+            raise
+        finally:
+            self._attempt = None
+        with self._lock:
+            if not self._removed:
+                self._host = made
+                self.version += 1
+                return made.link
+        made.close(self._removed)
+        raise PeerLost(f"{self.name} was {self._removed}")
 
     def _network_link(self, deadline: float) -> Link:
-        if self._network is None or not self._network.alive:
-            if self._network is not None:
-                self._network.close()
-            self._network = None
-            self._network = self._agent.connect_network(self._metadata, deadline - time.monotonic())
-        network: Link = self._network
-        return network
+        with self._lock:
+            self._check_there()
+            if self._network is not None and self._network.alive:
+                current: Link = self._network
+                return current
+            before, self._network = self._network, None
+        if before is not None:
+            before.close()
+        made: Any = self._agent.connect_network(self._metadata, deadline - time.monotonic())
+        with self._lock:
+            if not self._removed:
+                link: Link = made
+                self._network = made
+                return link
+        made.close()
+        raise PeerLost(f"{self.name} was {self._removed}")
 
     def link_for(self, local: Prepared, remote: Prepared) -> Link:
         """The connection that reaches this memory."""
@@ -212,15 +245,16 @@ class Peer:
         return self.link(network=True)
 
     def _map_segments(self) -> None:
-        with self._lock:
-            host = self._host
-            if host is None or self.is_self:
-                return
-            deadline = time.monotonic() + self._agent.timeout_s
+        host = self._host
+        if host is None or self.is_self or not self._memory.unmapped():
+            return
+        deadline = time.monotonic() + self._agent.timeout_s
+        with self._connecting:
             for segment_id in self._memory.unmapped():
                 fd, size_bytes = host.map(segment_id, deadline)
-                self._memory.map(segment_id, fd, size_bytes)
-                self.version += 1
+                with self._lock:
+                    self._memory.map(segment_id, fd, size_bytes)
+                    self.version += 1
 
     # Its memory.
 
@@ -244,20 +278,22 @@ class Peer:
     def prepare_rows(self, rows: Rows) -> tuple[_core.Prepared, int]:
         """The core's list, and the version of what is known that it was made from."""
         with self._lock:
-            if self._removed:
-                raise PeerLost(f"{self.name} was {self._removed}")
+            self._check_there()
             if self.is_self:
                 return self._agent.registry.prepare(rows.table, rows.slots, rows.generations), self.version
             return self._memory.prepare(rows.table, rows.slots, rows.generations), self.version
 
     def close(self, why: str) -> None:
-        """End the connections; what is prepared for it can't be used any more."""
+        """End the connections, also one that is being made; what is prepared for it can't be used any more."""
         with self._lock:
             self._removed = why
-            if self._host is not None:
-                self._host.close(why)
-            if self._network is not None:
-                self._network.close()
+            attempt, host, network = self._attempt, self._host, self._network
+        if attempt is not None:
+            attempt.give_up()
+        if host is not None:
+            host.close(why)
+        if network is not None:
+            network.close()
 
     def _links(self) -> tuple[Link | None, Link | None]:
         return (self._host.link if self._host is not None else None), self._network
