@@ -71,7 +71,7 @@ class Puppet:
 
     def __init__(self, name: str | None = None, host: Host | None = None, **options: Any) -> None:
         self.name = name or "puppet"
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the puppet)
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[str, Future[Any]]] = {}
         self._count = 0
@@ -173,6 +173,10 @@ class Puppet:
             if kind is not None and (errors := self.errors()):
                 sys.stderr.write(f"--- {self.name} wrote:\n{errors}")
             self._errors.close()
+
+    def tell(self, act: str, **given: Any) -> Future[Any]:
+        """Has an act done on the first thread of the process, without waiting for what it gives."""
+        return self._send(act, False, given)
 
     def _send(self, act: str, aside: bool, given: dict[str, Any]) -> Future[Any]:
         future: Future[Any] = Future()

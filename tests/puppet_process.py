@@ -1,8 +1,8 @@
 """A process that owns one agent and does what it is told: JSON lines in, JSON lines out. Driven by `puppet.Puppet`.
 
 A line in is ``{"id": 7, "act": "write", "aside": false, "with": {...}}``; the answer is ``{"id": 7, "gives": ...}`` or
-``{"id": 7, "error": "StaleDescriptor", "text": "...", "kinds": [...]}``. Acts run one after another; an act "aside" runs on
-a thread of its own. Bytes are ``{"b64": "..."}``. The process ends when its input does.
+``{"id": 7, "error": "StaleDescriptor", "text": "...", "kinds": [...]}``. Acts run one after another; one "aside" runs
+on a thread of its own. Bytes are ``{"b64": "..."}``. The process ends when its input does.
 """
 
 from __future__ import annotations
