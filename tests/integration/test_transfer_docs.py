@@ -1,0 +1,58 @@
+"""The transfers page, as two processes run it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "transfers.md"
+
+OWNER = """
+import sys
+{block}
+start = np.frombuffer(cache, np.uint8).ctypes.data
+print(blob.hex(), *[start + 3 * 16384 * i for i in range(4)], flush=True)
+notifications = agent.wait_notification()
+assert [tuple(each) for each in notifications] == [("prefill", b"pages 0-3")], notifications
+pages = np.frombuffer(cache, np.uint8).reshape(-1, 16384)
+assert pages[:12:3].all() and not pages[1].any() and not pages[12:].any()
+registration.renew()
+print("renewed", flush=True)
+sys.stdin.readline()
+registration.close()
+"""
+
+INITIATOR = """
+import sys
+import numpy as np
+from penstock.errors import StaleDescriptor
+from penstock.transfer import Agent
+words = sys.stdin.readline().split()
+blob, addresses = bytes.fromhex(words[0]), [int(word) for word in words[1:]]
+{block}
+sys.stdin.readline()
+try:
+    agent.write([*pages], remote).wait()
+except StaleDescriptor as error:
+    print("stale", flush=True)
+"""
+
+
+def test_the_first_example_between_two_processes():
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    owner, initiator = (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for code in (OWNER.format(block=blocks[0]), INITIATOR.format(block=blocks[1]))
+    )
+    try:
+        initiator.stdin.write(owner.stdout.readline())
+        initiator.stdin.flush()
+        assert owner.stdout.readline() == "renewed\n"
+        output, _ = initiator.communicate("\n", timeout=60)
+        assert output == "stale\n"
+        owner.communicate("\n", timeout=60)
+        assert (owner.returncode, initiator.returncode) == (0, 0)
+    finally:
+        owner.kill()
+        initiator.kill()
+
