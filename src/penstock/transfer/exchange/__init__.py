@@ -10,6 +10,7 @@ from penstock.transfer.exchange.client import KeyValueClient, KeyValueExchange
 from penstock.transfer.exchange.etcd import EtcdExchange, RemovalWatch
 from penstock.transfer.exchange.server import KeyValueServer
 from penstock.transfer.exchange.service import Limits
+from penstock.transfer.exchange.sockets import MetadataListener, fetch_metadata, send_invalidation, send_metadata
 
 __all__ = [
     "WHOLE",
@@ -19,5 +20,9 @@ __all__ = [
     "KeyValueExchange",
     "KeyValueServer",
     "Limits",
+    "MetadataListener",
     "RemovalWatch",
+    "fetch_metadata",
+    "send_invalidation",
+    "send_metadata",
 ]

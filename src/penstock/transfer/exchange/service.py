@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +108,7 @@ class Service:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        _services.add(self)
 
     def close(self) -> None:
         """Stop listening, cut every connection, end the thread. Safe twice, and from any thread."""
@@ -131,6 +134,15 @@ class Service:
             self._selector.close()
             self._listener.close()
             self._woken.close()
+
+    def abandon(self) -> None:
+        """Let go of everything, in a forked child: it has no such thread, and port and clients are the parent's."""
+        self._closing = True
+        for connection in self._connections:
+            connection.close()
+        self._selector.close()
+        for each in (self._listener, self._waker, self._woken):
+            each.close()
 
     def _expire(self) -> float | None:
         """End what took too long; seconds until that may be so for the next one."""
@@ -257,3 +269,14 @@ class Service:
             self._buffered_bytes -= len(connection.received)
             self._selector.unregister(connection.socket)
             connection.socket.close()
+
+
+_services: weakref.WeakSet[Service] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for service in list(_services):
+        service.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
