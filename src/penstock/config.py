@@ -170,6 +170,17 @@ VARIABLES: dict[str, Variable] = {
     "RANK": Variable(("RANK",), "0", "which rank this process is, for `penstock.torch`; torchrun sets it"),
     "WORLD_SIZE": Variable(("WORLD_SIZE",), "1", "how many ranks there are, for `penstock.torch`; together with RANK"),
     "LOCAL_RANK": Variable(("LOCAL_RANK",), "0", "which GPU of this machine `penstock.torch.DeviceLoader` copies to"),
+    "HMC_TOKEN": _own(
+        "HMC_TOKEN",
+        "unset",
+        "what sessions of `penstock.compat.hmc` have to know to connect with each other",
+        seed=False,
+    ),
+    "CTRL_TRANSPORT": Variable(
+        ("PENSTOCK_CTRL_TRANSPORT", "CTRL_TRANSPORT"),
+        "uds at our own address, else tcp",
+        "tcp or uds: how control tags of `penstock.compat.hmc` travel",
+    ),
     "LOG": _own("LOG", "warning", "log level of the command line: debug, info, warning or error"),
 }
 
