@@ -11,6 +11,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.facts import Fact, facts, store_facts
 from penstock.cli.resolve import AsJson
+from penstock.cli.transfer_facts import transfer_facts
 
 __all__ = ["doctor"]
 
@@ -22,7 +23,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has and what Penstock will use; exit code 1 if something can't work."""
-    found = list(facts())
+    found = [*facts(), *transfer_facts()]
     if url is not None:
         found += store_facts(url)
     if as_json:

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 import penstock
 from penstock import config
-from penstock.cli import bench, doctor, inspect, output, pack, resolve, top, verify, verify_resume
+from penstock.cli import bench, doctor, inspect, output, pack, resolve, top, verify, verify_resume, xfer_bench
 from penstock.errors import PenstockError
 
 __all__ = ["app", "main"]
@@ -37,6 +37,7 @@ app.command()(verify.verify)
 app.command()(verify_resume.verify_resume)
 app.command()(top.top)
 app.command()(bench.bench)
+app.command()(xfer_bench.xfer_bench)
 app.command()(doctor.doctor)
 
 

@@ -359,7 +359,7 @@ class Agent:
             core,
             operation=operation,
             peer_name=peer.name,
-            transport=str(peer.transport),
+            transport=peer.transport_over(link, remote),
             notify=notify,
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,
             network=self._network,

@@ -244,6 +244,12 @@ class Peer:
             )
         return self.link(network=True)
 
+    def transport_over(self, link: Link, remote: Prepared) -> str:
+        """What moves the bytes of a transfer: ``"shm"`` where all of that memory is mapped; see ``transport``."""
+        if self._host is not None and link is self._host.link and remote.core().mapped:
+            return "shm"
+        return str(self.transport)
+
     def _map_segments(self) -> None:
         host = self._host
         if host is None or self.is_self or not self._memory.unmapped():
