@@ -121,8 +121,10 @@ class _Run:
             sock = socket.create_connection(place_of(place), _CONNECT_S)
         except OSError as error:
             raise PeerUnreachable(f"nobody listens at {place}: {error}; is `--listen` running there?") from error
-        with sock:
+        try:
             self._measure(sock, "any", network or str(sock.getsockname()[0]), token)
+        finally:
+            _hang_up(sock)
 
     def _measure(self, sock: socket.socket, plane: Plane, network: str, token: str | None) -> None:
         try:
@@ -158,12 +160,19 @@ def _target(network: str) -> Iterator[socket.socket]:
         try:
             yield ours
         finally:
-            ours.close()
+            _hang_up(ours)
             try:
                 child.wait(_CONNECT_S)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Now, whoever still has a file of it: the other end ends by it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 def _listen(place: str, network: str | None) -> None:
