@@ -356,7 +356,7 @@ bool HostLink::try_notify(std::string_view message) {
     if (!ring_.has_room(message.size())) return false;
     ring_.write(message);
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // The ring's end was stored before this load (both seq_cst): either we see that the target sleeps, or it sees this.
   if (table_->sleeping.load(std::memory_order_seq_cst) != 0) eventfd_write(wake_fd_, 1);
   return true;
 }

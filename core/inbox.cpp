@@ -120,7 +120,6 @@ void Inbox::arm() noexcept { registry_->shared().sleeping.fetch_add(1, std::memo
 void Inbox::disarm() noexcept { registry_->shared().sleeping.fetch_sub(1, std::memory_order_seq_cst); }
 
 void Inbox::wake_sleeper() noexcept {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   if (registry_->shared().sleeping.load(std::memory_order_seq_cst) == 0) return;
   eventfd_write(wake_fd_, 1);
 }

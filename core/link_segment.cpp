@@ -32,7 +32,7 @@ void RingWriter::write(std::string_view message) {
   put(tail_, &length, sizeof length);
   put(tail_ + sizeof length, message.data(), message.size());
   tail_ += record_bytes(message.size());
-  link_.tail.store(tail_, std::memory_order_release);
+  link_.tail.store(tail_, std::memory_order_seq_cst);
 }
 
 void RingReader::get(uint64_t position, void* to, uint64_t bytes) const {

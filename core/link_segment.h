@@ -54,7 +54,7 @@ class RingReader {
   explicit RingReader(LinkSegment& link) : link_(link) {}
 
   enum class Result { message, nothing, broken };  // broken: the initiator wrote what no ring can hold
-  bool empty() const { return link_.tail.load(std::memory_order_acquire) == head_; }
+  bool empty() const { return link_.tail.load(std::memory_order_seq_cst) == head_; }
   Result read(std::string& into);
 
  private:

@@ -104,7 +104,6 @@ void Registry::retire(Name name) {
   slot->retired = true;
   index_.remove(name.slot);
   shared().generations()[name.slot].store(0, std::memory_order_seq_cst);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   for (const auto& visitor : visitors_) {
     if (visitor->gone.load()) continue;
     for (uint32_t i = 0; i < kBusyCounters; ++i) {
