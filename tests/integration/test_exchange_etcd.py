@@ -15,7 +15,7 @@ import pytest
 
 from etcd_server import EtcdServer
 from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
-from penstock.transfer.exchange import EtcdExchange, etcd
+from penstock.transfer.exchange import EtcdExchange, etcd, etcd_gateway
 from s3_server import free_ports
 
 
@@ -149,6 +149,24 @@ def test_something_else_on_the_port_is_named(body):
         exchange.publish("a", "metadata", b"")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 99999999999",
+        b"Transfer-Encoding: chunked\r\n\r\n-1",
+        b"Transfer-Encoding: chunked\r\n\r\nfffffff",
+        b"",
+    ],
+)
+def test_an_answer_without_end_is_cut_off(head, monkeypatch):
+    monkeypatch.setattr(etcd_gateway, "_MOST_BYTES", 1 << 20)
+    answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + bytes(20 << 20)
+    with HttpServer(answer) as server, EtcdExchange(server.endpoint, timeout_s=30.0) as exchange:
+        with pytest.raises((MetadataError, PeerUnreachable)):
+            exchange.publish("a", "metadata", b"")
+        assert server.sent_bytes < 15 << 20  # the rest wasn't even taken
+
+
 def test_a_cluster_without_leader_is_passed_over(etcd_server, etcd_namespace):
     body = b'{"code": 14, "message": "etcdserver: no leader"}'
     with HttpServer(b"HTTP/1.1 503 Unavailable\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as server:
@@ -163,6 +181,7 @@ class HttpServer:
 
     def __init__(self, answer: bytes):
         self._answer = answer
+        self.sent_bytes = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run)
@@ -178,7 +197,9 @@ class HttpServer:
                 connection.settimeout(5)
                 try:
                     connection.recv(1 << 16)
-                    connection.sendall(self._answer)
+                    for start in range(0, len(self._answer), 1 << 16):
+                        connection.sendall(self._answer[start : start + (1 << 16)])
+                        self.sent_bytes += 1 << 16
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(1 << 16):
                         pass

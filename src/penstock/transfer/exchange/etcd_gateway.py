@@ -216,7 +216,7 @@ class Stream:
                 line = self._response.line()
             except TimeoutError as error:
                 raise deadline.exceeded() from error
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise PeerUnreachable(f"{deadline.doing}: etcd's stream was cut: {error}") from error
             if not line:
                 raise PeerUnreachable(f"{deadline.doing}: etcd ended the stream")
@@ -238,6 +238,7 @@ class _Response:
         self.deadline = deadline
         self._connection = connection
         self._http: http.client.HTTPResponse | None = None
+        self._allowed_bytes = _MOST_BYTES  # http.client can be made to read beyond what it was asked for
 
     def request(self, path: str, body: bytes, headers: dict[str, str], tls: ssl.SSLContext | None) -> None:
         """Send it, and read the head of the answer."""
@@ -249,7 +250,8 @@ class _Response:
         writer.sock = self._connection
         writer.request("POST", path, body, headers)
         self._http = http.client.HTTPResponse(_Timed(self), method="POST")  # type: ignore[arg-type]
-        self._http.begin()
+        with self._parsing() as head:
+            head.begin()
 
     def check_status(self) -> None:
         """Raise what a status other than 200 means."""
@@ -268,24 +270,36 @@ class _Response:
 
     def read(self) -> bytes:
         """All of the body."""
-        assert self._http is not None
-        data = self._http.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise MetadataError(f"etcd at {self.endpoint} answers with more than {_MOST_BYTES} bytes")
+        with self._parsing() as http_:
+            data = http_.read(_MOST_BYTES)
+            if http_.length:
+                raise http.client.IncompleteRead(data, http_.length)
         return data
 
     def line(self) -> bytes:
         """The next line of the body, empty at its end."""
+        self._allowed_bytes = _MOST_BYTES
+        with self._parsing() as http_:
+            return http_.readline()
+
+    @contextlib.contextmanager
+    def _parsing(self) -> Iterator[http.client.HTTPResponse]:
         assert self._http is not None
-        line = self._http.readline(_MOST_BYTES + 1)
-        if len(line) > _MOST_BYTES:
-            raise MetadataError(f"etcd at {self.endpoint} answers with more than {_MOST_BYTES} bytes")
-        return line
+        try:
+            yield self._http
+        except MetadataError:
+            raise
+        except (ValueError, OverflowError) as error:  # of http.client, which believes every size that it is told
+            raise http.client.HTTPException(str(error)) from error
 
     def receive_into(self, buffer: memoryview) -> int:
         """What came next on the connection."""
         self._connection.settimeout(self.deadline.left_s())
-        return self._connection.recv_into(buffer)
+        count = self._connection.recv_into(buffer)
+        self._allowed_bytes -= count
+        if self._allowed_bytes < 0:
+            raise MetadataError(f"etcd at {self.endpoint} answers with more than {_MOST_BYTES} bytes")
+        return count
 
     def cut(self) -> None:
         """Wake the thread that reads; any thread."""
