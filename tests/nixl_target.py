@@ -45,6 +45,21 @@ class OtherProcess:
         """Calls a method of the agent; what it returns or raises, or ``Kept(keep)``."""
         return self._ask("call", method, args, options, keep)
 
+    def run(self, code: str, **names: Any) -> None:
+        """Runs a program, or a part of one: among the names it finds are its agent as ``agent``, and those given."""
+        self._ask("run", code, names)
+
+    def begin(self, code: str, **names: Any) -> None:
+        """As ``run``, without waiting; ``finish`` waits."""
+        self._pipe.send(("run", code, names))
+
+    def finish(self) -> None:
+        self._answer("run")
+
+    def value(self, name: str) -> Any:
+        """What a name stands for after ``run``."""
+        return self._ask("value", name)
+
     def read(self) -> bytes:
         """What is in the buffer."""
         return self._ask("read")
@@ -65,7 +80,10 @@ class OtherProcess:
 
     def _ask(self, *request: Any) -> Any:
         self._pipe.send(request)
-        assert self._pipe.poll(ANSWER_TIMEOUT_S), f"no answer to {request[:2]}"
+        return self._answer(request[:2])
+
+    def _answer(self, request: Any) -> Any:
+        assert self._pipe.poll(ANSWER_TIMEOUT_S), f"no answer to {request}"
         fine, answer = self._pipe.recv()
         if fine:
             return answer
@@ -90,12 +108,14 @@ class _There:
     def __init__(self) -> None:
         self._agent: nixl_agent | None = None
         self._kept: dict[str, Any] = {}
+        self._names: dict[str, Any] = {}
         self._buffer = np.zeros(0, np.uint8)
 
     def make(self, name: str, size: int, config: dict[str, Any]) -> tuple[int, int, int]:
         self.close()
         self._agent = nixl_agent(name, nixl_agent_config(**config))
         self._buffer = np.zeros(size, np.uint8)
+        self._names = {"agent": self._agent, "buffer": self._buffer}
         return self._buffer.ctypes.data, size, 0
 
     def call(self, method: str, args: Any, options: Any, keep: str | None) -> Any:
@@ -106,6 +126,13 @@ class _There:
         self._kept[keep] = found
         return Kept(keep)
 
+    def run(self, code: str, names: dict[str, Any]) -> None:
+        self._names.update(names)
+        exec(compile(code, "<other process>", "exec"), self._names)
+
+    def value(self, name: str) -> Any:
+        return self._names[name]
+
     def read(self) -> bytes:
         return self._buffer.tobytes()
 
@@ -114,5 +141,6 @@ class _There:
 
     def close(self) -> None:
         self._kept.clear()
+        self._names.clear()
         if self._agent is not None:
             self._agent.close()

@@ -3,11 +3,16 @@
 Names with a number are of the behaviours that a NIXL program counts on, in the order of their list.
 """
 
+import socket
+import time
+
 import numpy as np
 import pytest
 
-from penstock.compat.nixl import nixl_agent
-from penstock.compat.nixl.errors import nixlMismatchError, nixlNotFoundError
+from penstock.compat.nixl import nixl_agent, nixl_agent_config
+from penstock.compat.nixl.errors import nixlInvalidParamError, nixlMismatchError, nixlNotFoundError
+from penstock.errors import DeadlineExceeded
+from penstock.transfer.exchange import WHOLE, EtcdExchange
 
 SIZE = 4096
 
@@ -104,3 +109,154 @@ def test_109_an_agent_that_was_removed_is_not_known_and_may_be_added_again(agent
     agent.make_connection("there")
     agent.send_notif("there", b"hello")
     assert other("get_new_notifs") == {"here": [b"hello"]}
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def listener():
+    """Us, with a listen thread on a free port."""
+    with nixl_agent("here", nixl_agent_config(enable_listen_thread=True, listen_port=0)) as agent:
+        yield agent
+
+
+def test_110_metadata_is_sent_and_taken_back_by_address_and_port(listener, other):
+    base = other.agent("there", SIZE)[0]
+    other("register_memory", reg(base, 0), "DRAM")
+    assert not listener.check_remote_metadata("there")
+    other("send_local_metadata", "127.0.0.1", listener.listen_port)
+    until(lambda: listener.check_remote_metadata("there"))
+    rows = listener.get_xfer_descs(part(base, 0), "DRAM")
+    assert listener.check_remote_metadata("there", rows)
+    assert not listener.check_remote_metadata("there", listener.get_xfer_descs(part(base, 64), "DRAM"))
+    listener.send_notif("there", b"hello")
+    assert other("get_new_notifs") == {"here": [b"hello"]}
+    other("invalidate_local_metadata", "127.0.0.1", listener.listen_port)
+    until(lambda: not listener.check_remote_metadata("there"))
+
+
+def test_110_metadata_is_fetched_by_address_and_port(listener, other):
+    other.agent("there")
+    for _ in range(3):  # one is on its way, others are not needed
+        other("fetch_remote_metadata", "here", "127.0.0.1", listener.listen_port)
+    until(lambda: other("check_remote_metadata", "here"))
+    other("send_notif", "here", b"found you")
+    assert listener.get_new_notifs() == {"there": [b"found you"]}
+
+
+def test_110_parts_are_sent_by_address_and_port(listener, other):
+    base = other.agent("there", SIZE)[0]
+    for offset in (0, 1024):
+        other("register_memory", reg(base, offset), "DRAM")
+        rows = listener.get_reg_descs(reg(base, offset), "DRAM")
+        other("send_partial_agent_metadata", rows, True, ["UCX"], "127.0.0.1", listener.listen_port)
+        until(lambda rows=rows: listener.check_remote_metadata("there", rows.trim()))
+
+
+def test_110_what_can_not_be_sent_or_fetched_is_logged_and_not_raised(agent, caplog, other):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    agent.send_local_metadata("127.0.0.1", port)
+    agent.fetch_remote_metadata("there", "127.0.0.1", port)
+    until(lambda: len([record for record in caplog.records if record.levelname == "ERROR"]) == 2)
+    assert "sending the metadata of 'here' failed" in caplog.text
+    assert "fetching the metadata of 'there' failed" in caplog.text
+
+
+def test_110_without_an_address_and_a_store_there_is_nowhere_to_send_to(agent):
+    for call in (
+        agent.send_local_metadata,
+        agent.invalidate_local_metadata,
+        lambda: agent.fetch_remote_metadata("there"),
+        lambda: agent.send_partial_agent_metadata(None, label="part"),
+        lambda: agent.send_partial_agent_metadata(None),
+    ):
+        with pytest.raises(nixlInvalidParamError):
+            call()
+
+
+def test_a_busy_port_is_an_error_to_the_caller(listener):
+    with pytest.raises(nixlInvalidParamError, match=str(listener.listen_port)):
+        nixl_agent("second", nixl_agent_config(enable_listen_thread=True, listen_port=listener.listen_port))
+
+
+def test_listeners_answer_only_those_who_know_the_token(monkeypatch, other, caplog):
+    other.agent("there")
+    monkeypatch.setenv("PENSTOCK_EXCHANGE_TOKEN", "a secret of ours")
+    with nixl_agent("here", nixl_agent_config(enable_listen_thread=True, listen_port=0)) as agent:
+        other("send_local_metadata", "127.0.0.1", agent.listen_port)
+        other.run("import os; os.environ['PENSTOCK_EXCHANGE_TOKEN'] = 'a secret of ours'")
+        try:
+            other("fetch_remote_metadata", "here", "127.0.0.1", agent.listen_port)
+            until(lambda: other("check_remote_metadata", "here"))
+        finally:
+            other.run("del os.environ['PENSTOCK_EXCHANGE_TOKEN']")
+        assert not agent.check_remote_metadata("there")
+
+
+def test_a_closed_agent_listens_no_more():
+    agent = nixl_agent("here", nixl_agent_config(enable_listen_thread=True, listen_port=0))
+    port = agent.listen_port
+    agent.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+    agent = nixl_agent("here", nixl_agent_config(enable_listen_thread=True, listen_port=port))
+    del agent
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.fixture
+def store(etcd_server, etcd_namespace, monkeypatch, other):
+    """Both processes with an agent that knows etcd."""
+    settings = {"NIXL_ETCD_ENDPOINTS": etcd_server.endpoint, "NIXL_ETCD_NAMESPACE": etcd_namespace}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    other.run(f"import os; os.environ.update({settings})")
+    base = other.agent("there", SIZE)[0]
+    with nixl_agent("here") as agent:
+        yield agent, base
+    other.run(f"import os; [os.environ.pop(name) for name in {list(settings)}]")
+
+
+def test_etcd_carries_metadata_and_its_removal(store, other):
+    agent, base = store
+    agent.fetch_remote_metadata("there")  # before it is there
+    other("register_memory", reg(base, 0), "DRAM")
+    other("send_local_metadata")
+    until(lambda: agent.check_remote_metadata("there", agent.get_xfer_descs(part(base, 0), "DRAM")))
+    agent.send_notif("there", b"hello")
+    assert other("get_new_notifs") == {"here": [b"hello"]}
+    other("invalidate_local_metadata")
+    until(lambda: not agent.check_remote_metadata("there"))
+
+
+def test_etcd_carries_parts_under_their_labels(store, other):
+    agent, base = store
+    for number, offset in enumerate((0, 1024)):
+        other("register_memory", reg(base, offset), "DRAM")
+        rows = agent.get_reg_descs(reg(base, offset), "DRAM")
+        other("send_partial_agent_metadata", rows, True, ["UCX"], label=f"part-{number}")
+        agent.fetch_remote_metadata("there", label=f"part-{number}")
+        until(lambda rows=rows: agent.check_remote_metadata("there", rows.trim()))
+
+
+def test_what_is_published_without_descriptors_is_everything(store, other):
+    agent, base = store
+    other("register_memory", reg(base, 0), "DRAM")
+    other("send_partial_agent_metadata", None, True, ["UCX"], label="label")
+    agent.fetch_remote_metadata("there", label="label")
+    until(lambda: agent.check_remote_metadata("there", agent.get_xfer_descs(part(base, 0), "DRAM")))
+
+
+def test_an_address_wins_over_etcd(store, other):
+    with nixl_agent("listener", nixl_agent_config(enable_listen_thread=True, listen_port=0)) as listener:
+        other("send_local_metadata", "127.0.0.1", listener.listen_port)
+        until(lambda: listener.check_remote_metadata("there"))
+    with EtcdExchange.from_environment() as etcd, pytest.raises(DeadlineExceeded, match="nobody published it"):
+        etcd.retrieve("there", WHOLE, timeout_s=0.5)

@@ -55,4 +55,3 @@ def test_the_first_example_between_two_processes():
     finally:
         owner.kill()
         initiator.kill()
-

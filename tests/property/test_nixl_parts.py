@@ -3,16 +3,16 @@
 import functools
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.compat.nixl.partial import restricted
-from penstock.errors import NotRegistered
+from penstock.transfer.descriptors import Descriptors
 from penstock.transfer.metadata import AgentMetadata, RegistrationRecord, merge
 
 PAGE = 64
 RANGES = [(2 * PAGE * number, PAGE) for number in range(1, 9)]
+SLOT_OF = {number: (number - 1) % 2 for number in range(1, 9)}
 
 
 def whole(segment_id):
@@ -34,6 +34,13 @@ def bytes_told(metadata):
     }
 
 
+def told(metadata, rows):
+    """Sent as bytes, as it is."""
+    slots = [SLOT_OF[address // (2 * PAGE)] for address, _, _ in rows]
+    descriptors = Descriptors("there", "DRAM", rows, slots, [5] * len(rows)) if rows else None
+    return AgentMetadata.from_bytes(restricted(metadata, descriptors).to_bytes())
+
+
 PIECES = st.tuples(st.sampled_from(RANGES), st.integers(0, PAGE - 1), st.integers(1, PAGE)).map(
     lambda drawn: (drawn[0][0] + drawn[1], min(drawn[2], PAGE - drawn[1]), 0)
 )
@@ -42,19 +49,10 @@ PIECES = st.tuples(st.sampled_from(RANGES), st.integers(0, PAGE - 1), st.integer
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=4), max_size=5), st.sampled_from([0, 3]))
 def test_parts_add_up_to_what_was_asked_for(parts, segment_id):
     metadata = whole(segment_id)
-    told = [restricted(metadata, "DRAM", np.array(rows, np.uint64)) for rows in parts]
+    sent = [told(metadata, rows) for rows in parts]
     asked = {address + at for rows in parts for address, size, _ in rows for at in range(size)}
     everything = bytes_told(metadata)
     expected = {key: place for key, place in everything.items() if key[1] in asked}
-    sent = [AgentMetadata.from_bytes(part.to_bytes()) for part in told]
-    nothing = restricted(metadata, "DRAM", np.zeros((0, 3), np.uint64))
+    nothing = told(metadata, [])
     assert bytes_told(functools.reduce(merge, sent, nothing)) == expected
     assert bytes_told(functools.reduce(merge, reversed(sent), nothing)) == expected
-
-
-@pytest.mark.parametrize("row", [(0, 8, 0), (2 * PAGE, PAGE + 1, 0), (2 * PAGE, 8, 1)])
-def test_what_is_not_registered_can_not_be_told(row):
-    with pytest.raises(NotRegistered):
-        restricted(whole(0), "DRAM", np.array([row], np.uint64))
-    with pytest.raises(NotRegistered):
-        restricted(whole(0), "VRAM", np.array([(2 * PAGE, 8, 0)], np.uint64))

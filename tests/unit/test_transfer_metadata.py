@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from penstock.errors import ConfigError, MetadataError, NotRegistered
+from penstock.errors import ConfigError, MetadataError
 from penstock.transfer.host import Host, this_host
-from penstock.transfer.lookup import Lookup
 from penstock.transfer.metadata import AgentMetadata, RegistrationRecord, merge
 
 U64 = np.uint64
@@ -94,6 +93,18 @@ def test_a_complete_snapshot_replaces_and_a_partial_one_adds():
     assert {one.slot: one.generation for one in late.registrations}[1] == 4 and late.network_address == b"new"
 
 
+def test_two_parts_of_one_registration_become_one():
+    known = agent(record(1, 2, (1000, 10, 0), (2000, 10, 1000), segment=7), complete=False)
+    both = merge(known, agent(record(1, 2, (1005, 10, 5), (3000, 1, 2000), segment=7), complete=False))
+    assert both.registrations == (record(1, 2, (1000, 15, 0), (2000, 10, 1000), (3000, 1, 2000), segment=7),)
+    outside = merge(agent(record(1, 2, (5, 5))), agent(record(1, 2, (1, 2), (10, 5)), complete=False))
+    assert outside.registrations == (record(1, 2, (1, 2), (5, 10)),)
+    with pytest.raises(MetadataError, match="two kinds of memory"):
+        merge(known, agent(record(1, 2, (1000, 10, 0), segment=8), complete=False))
+    with pytest.raises(MetadataError, match="overlap"):  # the same address at two places of the segment
+        merge(known, agent(record(1, 2, (1000, 10, 64), segment=7), complete=False))
+
+
 def test_another_instance_of_a_name_is_another_agent():
     newer = agent(record(0, 1), instance=b"j" * 16, complete=False)
     assert merge(agent(record(5, 9)), newer) is newer
@@ -106,34 +117,3 @@ def test_this_host_is_itself_and_an_unknown_one_is_nobody():
     assert here.same_as(this_host()) and here.netns == os.stat("/proc/self/ns/net").st_ino
     assert not here.same_as(here._replace(netns=1)) and not Host("", 0).same_as(Host("", 0))
     assert replace(agent(), boot_id=here.boot_id, netns=here.netns).host.same_as(here)
-
-
-def find(records, *rows, memory="DRAM"):
-    slots, generations = Lookup("trainer", records).find(memory, np.array(rows, U64).reshape(-1, 3))
-    assert (slots.dtype, generations.dtype) == (np.uint32, U64)
-    return list(zip(slots.tolist(), generations.tolist(), strict=True))
-
-
-def test_lookup_by_range_memory_and_device():
-    records = [
-        record(0, 10, (1000, 100), (2000, 100)),
-        record(1, 11, (1000, 100), memory="VRAM", device=1),
-        record(2, 12, (1100, 100)),
-    ]
-    assert find(records, (1000, 100, 0), (2050, 50, 0), (1100, 1, 0)) == [(0, 10), (0, 10), (2, 12)]
-    assert find(records, (1000, 100, 1), memory="VRAM") == [(1, 11)]
-    assert find(records) == []
-
-
-def test_lookup_in_nested_and_overlapping_registrations():
-    records = [record(0, 1, (0, 1000)), record(1, 2, (10, 10), (500, 10)), record(2, 3, (990, 100))]
-    assert find(records, (505, 100, 0), (990, 100, 0), (995, 5, 0)) == [(0, 1), (2, 3), (2, 3)]
-
-
-@pytest.mark.parametrize("row", [(999, 1, 0), (1000, 101, 0), (1050, 60, 0), (3000, 1, 0), (1000, 1, 1)])
-def test_lookup_of_what_is_not_registered(row):
-    records = [record(0, 10, (1000, 100)), record(2, 12, (1100, 100))]
-    with pytest.raises(NotRegistered, match=f"range 1 of 2, {row[1]} bytes at {row[0]:#x} of DRAM {row[2]}"):
-        find(records, (1000, 1, 0), row)
-    with pytest.raises(NotRegistered):
-        find(records, (1000, 1, 0), memory="VRAM")

@@ -8,7 +8,7 @@ from typing import Self
 from penstock.compat.nixl.backends import BackendCalls
 from penstock.compat.nixl.base import log
 from penstock.compat.nixl.config import nixl_agent_config, telemetry_wanted
-from penstock.compat.nixl.metadata import MetadataCalls
+from penstock.compat.nixl.exchange import ExchangeCalls
 from penstock.compat.nixl.notifications import NotificationCalls
 from penstock.compat.nixl.plugins import PLUGINS
 from penstock.compat.nixl.transfers import TransferCalls
@@ -17,7 +17,7 @@ from penstock.errors import ConfigError
 __all__ = ["nixl_agent"]
 
 
-class nixl_agent(BackendCalls, TransferCalls, NotificationCalls, MetadataCalls):
+class nixl_agent(BackendCalls, TransferCalls, NotificationCalls, ExchangeCalls):
     """One process's end of all transfers, with NIXL's calls, over ``penstock.transfer.Agent``.
 
     Args:
@@ -52,6 +52,7 @@ class nixl_agent(BackendCalls, TransferCalls, NotificationCalls, MetadataCalls):
         self.plugin_list = list(PLUGINS)
         self._notifs_lock = threading.Lock()
         self._params = {}
+        self._listen_on = config.port if config.enable_listen else None
         self._timed = telemetry_wanted(config.capture_telemetry)
         for backend in config.backends:
             if backend not in PLUGINS:
@@ -61,6 +62,8 @@ class nixl_agent(BackendCalls, TransferCalls, NotificationCalls, MetadataCalls):
 
     def close(self) -> None:
         """Ends connections, transfers and registrations; what the last reference's end does as well. Idempotent."""
+        if self._places is not None:
+            self._places.close()
         if self.agent is not None:
             self.agent.close()
 

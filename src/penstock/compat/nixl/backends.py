@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 from penstock import config as environment
@@ -13,6 +14,7 @@ from penstock.compat.nixl.errors import (
     nixlNotFoundError,
     nixlNotSupportedError,
 )
+from penstock.compat.nixl.exchange import Places
 from penstock.compat.nixl.forms import registered_list, required
 from penstock.compat.nixl.plugins import PLUGINS, file_facts
 from penstock.compat.nixl.registrations import Registrations
@@ -24,6 +26,9 @@ __all__ = ["BackendCalls"]
 
 class BackendCalls(AgentState):
     """Backends."""
+
+    _listen_on: int | None
+    _places: Places | None = None
 
     def get_plugin_list(self) -> list[str]:
         """Names of the backends that can be created."""
@@ -96,8 +101,16 @@ class BackendCalls(AgentState):
     def _open(self, params: dict[str, str]) -> None:
         network = params["ucx_devices"] or environment.lookup("TRANSFER_NETWORK")
         with as_nixl():
-            self.agent = Agent(self.name, network=network_of(network), timeout_s=_seconds(params["timeout_s"]))
-        self._registrations = Registrations(self.agent)
+            agent = Agent(self.name, network=network_of(network), timeout_s=_seconds(params["timeout_s"]))
+            places = Places(agent)
+            try:
+                if self._listen_on is not None:
+                    places.listen(self._listen_on)
+            except BaseException:
+                agent.close()
+                raise
+        self.agent, self._places, self._registrations = agent, places, Registrations(agent)
+        weakref.finalize(self, places.close)
 
     def _memory_names(self, backend: str, known: bool) -> list[str]:
         return [kind.name for kind in PLUGINS[backend].memory] if self._warned(backend, known) else []

@@ -17,7 +17,6 @@ from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError, nixlNotF
 from penstock.compat.nixl.forms import registered_list, remote_list, transfer_list
 from penstock.compat.nixl.partial import restricted
 from penstock.transfer.metadata import AgentMetadata
-from penstock.transfer.table import table_of
 
 __all__ = ["MetadataCalls"]
 
@@ -93,10 +92,11 @@ class MetadataCalls(AgentState):
         """
         self._check_backends(backends)
         whole = AgentMetadata.from_bytes(self._metadata_of())
+        if descs is None or not len(descs):
+            return restricted(whole, None).to_bytes()
         with as_nixl():
-            if descs is None or not len(descs):
-                return restricted(whole, "DRAM", table_of([])).to_bytes()
-            return restricted(whole, self._memory_of(descs), descs.table).to_bytes()
+            told = self._mover.descriptors(descs.table, memory=self._memory_of(descs))
+        return restricted(whole, told).to_bytes()
 
     def add_remote_agent(self, metadata: bytes) -> bytes:
         """Loads another agent's metadata; doesn't connect. Again, to learn what it registered since.

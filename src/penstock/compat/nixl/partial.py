@@ -6,32 +6,34 @@ from dataclasses import replace
 
 import numpy as np
 
-from penstock.transfer.lookup import Lookup
+from penstock.transfer.descriptors import Descriptors
 from penstock.transfer.metadata import AgentMetadata, RegistrationRecord
-from penstock.transfer.table import Memory, coalesced
+from penstock.transfer.table import coalesced
 from penstock.transfer.wire import UInt64s
 
 __all__ = ["restricted"]
 
 
-def restricted(metadata: AgentMetadata, memory: Memory, table: UInt64s) -> AgentMetadata:
+def restricted(metadata: AgentMetadata, told: Descriptors | None) -> AgentMetadata:
     """What tells others about these ranges and no other; added to what they know.
 
     Args:
         metadata: all of it.
-        memory: that the ranges lie in.
-        table: (N, 3) uint64: address, length, device; N may be 0.
-
-    Raises:
-        NotRegistered: a range isn't part of it.
+        told: ranges that say which registration they lie in; None = none at all.
     """
-    slots, _ = Lookup(metadata.name, metadata.registrations).find(memory, table)
-    parts = [
-        replace(record, ranges=_inside(record, coalesced(table[slots == record.slot])))
-        for record in metadata.registrations
-        if record.slot in slots
-    ]
+    parts = []
+    for record in metadata.registrations:
+        table = _of_slot(told, record.slot)
+        if len(table):
+            parts.append(replace(record, ranges=_inside(record, coalesced(table))))
     return replace(metadata, registrations=tuple(parts), complete=False)
+
+
+def _of_slot(told: Descriptors | None, slot: int) -> UInt64s:
+    if told is None or told.slots is None:
+        return np.zeros((0, 3), np.uint64)
+    found: UInt64s = told.table[told.slots == slot]
+    return found
 
 
 def _inside(record: RegistrationRecord, table: UInt64s) -> UInt64s:
