@@ -279,3 +279,26 @@ def test_095_two_agents_of_one_name_are_not_mistaken_for_each_other(agent):
             agent.add_remote_agent(second.get_agent_metadata())
         agent.remove_remote_agent("two")
         assert agent.add_remote_agent(second.get_agent_metadata()) == b"two"
+
+
+def test_agents_that_nobody_closed_end_in_silence_with_their_process():
+    """In dev mode Python complains of what is left open."""
+    code = """
+import numpy as np
+from penstock.compat.nixl import nixl_agent, nixl_agent_config
+buffer = np.zeros(64, np.uint8)
+rows = [(buffer.ctypes.data, 64, 0, "")]
+one = nixl_agent("one", nixl_agent_config(enable_listen_thread=True, listen_port=0))
+two = nixl_agent("two")
+for agent, other in ((one, two), (two, one)):
+    agent.register_memory(rows, "DRAM")
+    agent.add_remote_agent(other.get_agent_metadata())
+two.fetch_remote_metadata("one", "127.0.0.1", one.listen_port)
+handle = two.initialize_xfer("WRITE", [rows[0][:3]], [rows[0][:3]], "one")
+assert two.transfer(handle) == "DONE"
+"""
+    for last in ("", "del two", "del handle, two, agent, other; import gc; gc.collect()"):
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", code + last], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")

@@ -19,8 +19,6 @@ CHECKOUT = Path(__file__).parents[2]
 GUIDE = Path(os.environ.get("PENSTOCK_GUIDES") or CHECKOUT.parent / "shared" / "guides") / "nixl-python-guide.md"
 SLOT = 4096
 
-guide = pytest.mark.skipif(not GUIDE.is_file(), reason="no folder of guides; set PENSTOCK_GUIDES")
-
 
 class Sides:
     """Our agent and one in another process, each with a buffer of slots that the other knows."""
@@ -86,16 +84,30 @@ def blocks():
 
 
 BLOCKS = blocks()
-RUN = set()
+COVERED = set()
+
+
+def guide(*headings):
+    """Says which blocks a test runs."""
+    COVERED.update(headings)
+    return pytest.mark.skipif(not BLOCKS, reason="no folder of guides; set PENSTOCK_GUIDES")
+
+
+@guide()
+def test_every_block_of_the_guide_is_run_by_a_test_below():
+    assert set(BLOCKS) == COVERED
 
 
 def run(heading, names):
-    RUN.add(heading)
     exec(compile(BLOCKS[heading], f"{GUIDE.name}: {heading}", "exec"), names)
     return names
 
 
-@guide
+@guide(
+    "Mode 1: `initialize_xfer()` + `transfer()`",
+    "Mode 2: `prep_xfer_dlist()` + `make_prepped_xfer()` + `transfer()`",
+    "Basic Polling Pattern",
+)
 def test_transfer_modes_and_polling(sides):
     side = sides()
     side.buffer[:] = 1
@@ -113,7 +125,7 @@ def test_transfer_modes_and_polling(sides):
     assert side.other.read() == bytes([2]) * SLOT + bytes([1]) * 3 * SLOT
 
 
-@guide
+@guide("Fire-and-Forget Pattern (High Throughput)")
 def test_fire_and_forget(sides):
     side = sides()
     local, remote = side.prepared()
@@ -134,7 +146,7 @@ class There:
         self.check_remote_xfer_done = lambda *args: other("check_remote_xfer_done", *args)
 
 
-@guide
+@guide("Remote Transfer Completion Check")
 def test_remote_transfer_completion(sides, capsys):
     side = sides("initiator", "target")
     side.other.write(b"to be read")
@@ -144,7 +156,7 @@ def test_remote_transfer_completion(sides, capsys):
     assert side.buffer.tobytes().startswith(b"to be read")
 
 
-@guide
+@guide("Sending Notifications")
 @pytest.mark.parametrize("target", ["receiver", "sender", "peer"])
 def test_notifications_are_sent(sides, target, other):
     """The block sends to three agents; the other process is each of them once, and we are the others."""
@@ -160,7 +172,7 @@ def test_notifications_are_sent(sides, target, other):
         each.close()
 
 
-@guide
+@guide("Receiving Notifications")
 def test_notifications_are_received(sides, capsys):
     for name in ("remote_agent", "receiver"):
         side = sides("us", name)
@@ -173,7 +185,7 @@ def test_notifications_are_received(sides, capsys):
     assert said == "Received: b'P:16'\nReceived: b'P:32'\nReceiver at: 16\nReceiver at: 32\n"
 
 
-@guide
+@guide("Check for Specific Notification")
 def test_notifications_are_looked_for(sides, capsys):
     side = sides("us", "remote_agent")
     run("Check for Specific Notification", side.names())
@@ -196,7 +208,7 @@ transfers_received = 0
 """
 
 
-@guide
+@guide("Solution: Notification-Based Backpressure", "Solution: Notification-Based Backpressure #2")
 def test_backpressure(sides):
     """The receiver's block in the other process, the sender's in this one, at the same time."""
     side = sides(slots=64)
@@ -207,7 +219,6 @@ def test_backpressure(sides):
     ]
     settings = {"NUM_BUFFERS": 64, "NUM_TRANSFERS": 1000}
     side.other.run(RECEIVE, **settings, sender_name="sender")
-    RUN.add("Solution: Notification-Based Backpressure")
     receiving = BLOCKS["Solution: Notification-Based Backpressure"]
     placeholder = "# ... receive and process data ..."
     assert placeholder in receiving
@@ -219,13 +230,12 @@ def test_backpressure(sides):
     assert names["receiver_progress"] + 60 > 1000 - 60
 
 
-@guide
+@guide("Verifying No Buffer Overrun")
 def test_no_overrun_is_verified(sides, capsys):
     utils = pytest.importorskip("penstock.compat.nixl.utils")
 
     side = sides()
     block = BLOCKS["Verifying No Buffer Overrun"]
-    RUN.add("Verifying No Buffer Overrun")
     sending, receiving = block.split("\n\n")
     exec(sending, {"write_uint64": utils.write_uint64, "buffer_addr": side.buffer.ctypes.data, "sequence_number": 41})
     assert side.buffer[0, :8].tobytes() == (41).to_bytes(8, "little")
@@ -289,6 +299,17 @@ while received < 1000:
     if received % 16 == 0:
         agent.send_notif("sender", f"P:{{received}}")
 """
+
+
+def test_the_page_for_nixls_users_does_what_it_says(other):
+    first, second = re.findall(r"^```python\n(.*?)^```", (CHECKOUT / "docs" / "nixl.md").read_text(), re.M | re.S)
+    other.run(first.replace("5555", "0"))
+    other.run("address, port = cache.ctypes.data, agent.listen_port")
+    base = other.value("address")
+    names = {"remote_pages": [(base + page * 16384, 16384, 0) for page in (7, 3, 5, 1)], "nixl_agent": nixl_agent}
+    exec(second.replace("5555", str(other.value("port"))), {"np": np, "time": time} | names)
+    other.run("pages = sorted(set((cache == 1).nonzero()[0].tolist())); print(pages)")
+    assert other.value("pages") == [1, 3, 5, 7]
 
 
 def test_the_two_process_example(sides):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock import _core
 from penstock.compat.nixl import _bindings, _utils
 from penstock.compat.nixl.descriptors import list_from_bytes, nixlRegDList, nixlXferDList
 from penstock.compat.nixl.errors import nixlError, nixlInvalidParamError, nixlMismatchError, nixlNotFoundError
@@ -220,11 +221,15 @@ def test_every_exception_is_penstocks_and_its_text_begins_with_its_status():
 def test_memory_by_address():
     first, second = _utils.malloc_passthru(5000), _utils.malloc_passthru(5000)
     assert first % 4096 == second % 4096 == 0
+    assert _core.find_shared(first, 5000) is not None  # peers on this host can map it
     assert _utils.verify_transfer(first, second, 5000)
     _utils.ba_buf(first, 4999)
     assert ctypes.string_at(first, 5000) == b"\xba" * 4999 + b"\0"
     assert not _utils.verify_transfer(first, second, 5000)
     for address in (first, second):
         _utils.free_passthru(address)
+    assert _core.find_shared(first, 5000) is None
     with pytest.raises(TransferError):
         _utils.free_passthru(first)
+    with pytest.raises(ValueError, match="at least 1"):
+        _utils.malloc_passthru(0)

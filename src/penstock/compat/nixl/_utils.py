@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 
+from penstock import _core
 from penstock.errors import ConfigError, NotRegistered
 
 __all__ = ["ba_buf", "free_passthru", "malloc_passthru", "verify_transfer"]
 
-_blocks: dict[int, mmap.mmap] = {}
+# Memory that other processes can map: peers on this host reach it by load and store.
+_blocks: dict[int, _core.Segment] = {}
 
 
 def malloc_passthru(size: int) -> int:
     """The address of ``size`` new bytes, zeros, at a multiple of 4096; they stay until ``free_passthru``."""
     if size < 1:
         raise ConfigError(f"malloc_passthru of {size} bytes; give at least 1")
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-    _blocks[address] = block
-    return address
+    block = _core.Segment.create(size)
+    _blocks[block.address] = block
+    return int(block.address)
 
 
 def free_passthru(address: int) -> None:
     """Gives memory back that ``malloc_passthru`` returned; deregister it first."""
-    block = _blocks.pop(address, None)
-    if block is None:
+    if _blocks.pop(address, None) is None:
         raise NotRegistered(f"{address:#x} isn't an address that malloc_passthru returned, or it was freed before")
-    block.close()
 
 
 def ba_buf(address: int, size: int) -> None:

@@ -62,10 +62,8 @@ class nixl_agent(BackendCalls, TransferCalls, NotificationCalls, ExchangeCalls):
 
     def close(self) -> None:
         """Ends connections, transfers and registrations; what the last reference's end does as well. Idempotent."""
-        if self._places is not None:
-            self._places.close()
-        if self.agent is not None:
-            self.agent.close()
+        if self._end is not None:
+            self._end()
 
     def __enter__(self) -> Self:
         return self

@@ -27,6 +27,7 @@ __all__ = ["BackendCalls"]
 class BackendCalls(AgentState):
     """Backends."""
 
+    _end: weakref.finalize[..., BackendCalls] | None = None
     _listen_on: int | None
     _places: Places | None = None
 
@@ -110,7 +111,7 @@ class BackendCalls(AgentState):
                 agent.close()
                 raise
         self.agent, self._places, self._registrations = agent, places, Registrations(agent)
-        weakref.finalize(self, places.close)
+        self._end = weakref.finalize(self, _ended, places, agent)
 
     def _memory_names(self, backend: str, known: bool) -> list[str]:
         return [kind.name for kind in PLUGINS[backend].memory] if self._warned(backend, known) else []
@@ -119,6 +120,12 @@ class BackendCalls(AgentState):
         if not known:
             log.warning("there is no backend %r, or it wasn't created", backend)
         return known
+
+
+def _ended(places: Places, agent: Agent) -> None:
+    """Ends what one ``nixl_agent`` opened: when it is closed, nobody has it any more, or the process ends."""
+    places.close()
+    agent.close()
 
 
 def network_of(devices: str | None) -> str | None:

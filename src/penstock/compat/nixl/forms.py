@@ -16,6 +16,8 @@ import numpy as np
 from penstock.compat.nixl.descriptors import DescriptorList, nixlRegDList, nixlRemoteDList, nixlXferDList
 from penstock.compat.nixl.errors import nixlInvalidParamError
 from penstock.compat.nixl.memory import MEMORY_KINDS, nixl_mem_t
+from penstock.errors import ConfigError
+from penstock.transfer.memory import ranges_of
 
 __all__ = ["is_tensors", "registered_list", "remote_list", "required", "transfer_list"]
 
@@ -118,16 +120,13 @@ def _of_array(kind: type[L], given: Any, memory: nixl_mem_t | None) -> L:
 
 
 def _of_tensors(kind: type[L], tensors: Sequence[Any]) -> L:
-    device = tensors[0].device
-    if device.type not in {"cpu", "cuda"}:
-        raise _Unclear(f"tensors on {device} can't be described; those on cpu and cuda can")
-    if any(not _is_tensor(tensor) or tensor.device != device for tensor in tensors):
-        raise _Unclear(f"a list of tensors must be all on one device, here {device}")
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        raise _Unclear("a tensor that isn't contiguous is no range of memory; give tensor.contiguous()")
-    number = device.index or 0
-    rows = [(tensor.data_ptr(), tensor.numel() * tensor.element_size(), number) for tensor in tensors]
-    return kind(MEMORY_KINDS[device.type], np.array(rows, np.uint64))
+    try:
+        ranges = ranges_of(tensors)
+    except ConfigError as error:
+        raise _Unclear(str(error)) from error
+    if len(np.unique(ranges.table[:, 2])) > 1:
+        raise _Unclear("a list of tensors must be all on one device")
+    return kind(MEMORY_KINDS[ranges.memory], ranges.table)
 
 
 def _is_tensor(given: Any) -> bool:

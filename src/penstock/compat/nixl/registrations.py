@@ -10,6 +10,7 @@ import numpy as np
 
 from penstock.compat.nixl.descriptors import DescriptorList
 from penstock.compat.nixl.errors import nixlNotFoundError
+from penstock.errors import DeadlineExceeded
 from penstock.transfer import Agent, Registration
 from penstock.transfer.table import Memory
 from penstock.transfer.wire import UInt64s
@@ -17,13 +18,14 @@ from penstock.transfer.wire import UInt64s
 __all__ = ["Registrations"]
 
 Row = tuple[int, int, int]
+_NOTHING: Counter[Row] = Counter()
 
 
 @dataclass(eq=False)
 class _Entry:
     """What one call of ``register_memory`` registered on one device, as far as it isn't deregistered."""
 
-    rows: Counter[Row]
+    table: UInt64s
     registration: Registration
     tensors: Any
 
@@ -39,16 +41,13 @@ class Registrations:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._entries: dict[Memory, list[_Entry]] = {}
+        self._lingering: list[Any] = []  # what transfers may still touch, although it is deregistered
 
     def add(self, memory: Memory, rows: DescriptorList, tensors: Any = None) -> None:
         """Registers rows; ``tensors`` is what they lie in, if it is known, and is kept alive."""
         table = rows.table
-        if tensors is not None:
-            self._keep(memory, table, self._agent.register(tensors), tensors)
-            return
         for device in np.unique(table[:, 2]):
-            part = table[table[:, 2] == device]
-            self._keep(memory, part, self._agent.register(part, memory=memory))
+            self._register(memory, table[table[:, 2] == device], tensors)
 
     def remove(self, memory: Memory, rows: DescriptorList) -> None:
         """Deregisters rows, wherever they were registered.
@@ -57,21 +56,27 @@ class Registrations:
             nixlNotFoundError: one of them isn't; then nothing is deregistered.
             DeadlineExceeded: a transfer is still under way in one of them; they are deregistered all the same.
         """
-        wanted = _counted(rows.table)
+        wanted = rows.table
         entries = self._entries.get(memory, [])
-        whole = next((entry for entry in entries if entry.rows == wanted), None)
-        parts = [(whole, wanted)] if whole is not None else _found_in(entries, wanted)
-        for entry, part in parts:
+        whole = next((entry for entry in entries if np.array_equal(entry.table, wanted)), None)
+        parts = [(whole, _NOTHING)] if whole is not None else _found_in(entries, _counted(wanted))
+        for entry, rest in parts:
             entries.remove(entry)
-            rest = entry.rows - part
             if rest:
-                table = np.array([*rest.elements()], np.uint64)
-                self._keep(memory, table, self._agent.register(table, memory=memory), entry.tensors)
+                self._register(memory, np.array([*rest.elements()], np.uint64), entry.tensors)
         for entry, _ in parts:
-            entry.registration.close()
+            self._close(entry)
 
-    def _keep(self, memory: Memory, table: UInt64s, registration: Registration, tensors: Any = None) -> None:
-        self._entries.setdefault(memory, []).append(_Entry(_counted(table), registration, tensors))
+    def _register(self, memory: Memory, table: UInt64s, tensors: Any) -> None:
+        registration = self._agent.register(table, memory=memory)
+        self._entries.setdefault(memory, []).append(_Entry(table, registration, tensors))
+
+    def _close(self, entry: _Entry) -> None:
+        try:
+            entry.registration.close()
+        except DeadlineExceeded:
+            self._lingering.append(entry.tensors)
+            raise
 
 
 def _counted(table: UInt64s) -> Counter[Row]:
@@ -79,11 +84,13 @@ def _counted(table: UInt64s) -> Counter[Row]:
 
 
 def _found_in(entries: list[_Entry], wanted: Counter[Row]) -> list[tuple[_Entry, Counter[Row]]]:
+    """The registrations that these rows are of, each with what stays of it."""
     parts = []
     for entry in entries:
-        part = entry.rows & wanted
+        rows = _counted(entry.table)
+        part = rows & wanted
         if part:
-            parts.append((entry, part))
+            parts.append((entry, rows - part))
             wanted = wanted - part
     if wanted:
         address, length, device = next(iter(wanted))
