@@ -82,8 +82,8 @@ class Puppet:
         )
         self._reader = threading.Thread(target=self._read, name=f"puppet-{self.name}", daemon=True)
         self._reader.start()
-        if name is not None:
-            self.call("open", name=name, **options)
+        # Waited for when it is first told something: several puppets start side by side.
+        self._opening = None if name is None else self._send("open", False, {"name": name, **options})
 
     @property
     def pid(self) -> int:
@@ -91,6 +91,7 @@ class Puppet:
 
     def begin(self, act: str, **given: Any) -> Future[Any]:
         """Starts an act on a thread of its own in the process."""
+        self._opened()
         return self._send(act, True, given)
 
     def call(self, act: str, *, patience_s: float = PATIENCE_S, **given: Any) -> Any:
@@ -101,7 +102,7 @@ class Puppet:
             PuppetDied: the process ended.
             PuppetHung: no answer within the patience.
         """
-        return self.result(self._send(act, False, given), patience_s)
+        return self.result(self.tell(act, **given), patience_s)
 
     def aside(self, act: str, *, patience_s: float = PATIENCE_S, **given: Any) -> Any:
         """As `call`, on a thread of its own: also while another act keeps the process's first thread."""
@@ -176,7 +177,13 @@ class Puppet:
 
     def tell(self, act: str, **given: Any) -> Future[Any]:
         """Has an act done on the first thread of the process, without waiting for what it gives."""
+        self._opened()
         return self._send(act, False, given)
+
+    def _opened(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            self.result(opening)
 
     def _send(self, act: str, aside: bool, given: dict[str, Any]) -> Future[Any]:
         future: Future[Any] = Future()

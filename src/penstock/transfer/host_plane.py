@@ -382,6 +382,7 @@ class HostPlane:
             os.close(visitor.pidfd)
         if visitor.link is not None:
             self._inbox.detach(self._registry, visitor.link)
+            visitor.link = None  # our loop may hold the visitor until something else happens
         visitor.sock.close()
 
     def _until_next_expiry(self) -> float | None:
