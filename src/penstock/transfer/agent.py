@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -25,6 +24,7 @@ from penstock.errors import (
 from penstock.transfer.descriptors import MOST_NAME_BYTES, Descriptors
 from penstock.transfer.host import this_host
 from penstock.transfer.host_plane import HostPlane
+from penstock.transfer.mail import Mail
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata
 from penstock.transfer.network_plane import Link, NetworkPlane
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "Notification"]
 
-_NOTIFICATIONS_AT_ONCE = 1 << 20
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -97,6 +96,7 @@ class Agent:
         self._secret = secrets.token_bytes(ID_BYTES)
         self._budget = budget
         self._inbox = _core.Inbox(self.registry)
+        self.mail = Mail(name, self._inbox)
         self._lock = threading.Lock()
         self._registrations: dict[Registration, None] = {}
         self._quarantined: list[tuple[Sequence[tuple[int, int]], object]] = []
@@ -395,7 +395,8 @@ class Agent:
     def notifications(self) -> list[Notification]:
         """What arrived since the last call: in order for each sender, each once."""
         self._check_open()
-        return [Notification(*each) for each in self._inbox.drain(_NOTIFICATIONS_AT_ONCE)]
+        arrived = self.mail.take(self.mail.general)
+        return [Notification(*each) for each in arrived]
 
     def wait_notification(self, timeout_s: float | None = None) -> list[Notification]:
         """Sleep until something arrives; it costs no processor time meanwhile.
@@ -413,7 +414,7 @@ class Agent:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise _nothing_came(self.name, wait_s)
-            self._inbox.wait(left)
+            self.mail.wait(self.mail.general, left)
 
     async def arrived(self, timeout_s: float | None = None) -> list[Notification]:
         """``wait_notification()`` for a running event loop.
@@ -422,25 +423,11 @@ class Agent:
             DeadlineExceeded, ClosedError
         """
         wait_s = self.timeout_s if timeout_s is None else timeout_s
-        loop = asyncio.get_running_loop()
-        self._check_open()
-        fd = os.dup(self._inbox.wake_fd)  # others may watch it, too
-        woken = asyncio.Event()
-        loop.add_reader(fd, woken.set)
-        self._inbox.arm()
-        try:
-            async with asyncio.timeout(wait_s):
-                while not (arrived := self.notifications()):
-                    await woken.wait()
-                    woken.clear()
-                    self._inbox.clear()
-                return arrived
-        except TimeoutError:
-            raise _nothing_came(self.name, wait_s) from None
-        finally:
-            self._inbox.disarm()
-            loop.remove_reader(fd)
-            os.close(fd)
+        deadline = time.monotonic() + wait_s
+        while not (arrived := self.notifications()):
+            if not await self.mail.arrived(self.mail.general, max(0.0, deadline - time.monotonic())):
+                raise _nothing_came(self.name, wait_s)
+        return arrived
 
     # The network plane.
 
@@ -485,7 +472,7 @@ class Agent:
             self._registrations.clear()
         _agents.discard(self)
         self._finalizer.detach()
-        self._inbox.close()
+        self.mail.close()
         for peer in peers:
             peer.close("closed: our agent was closed")
         if self._network is not None:

@@ -1,0 +1,176 @@
+"""Who gets which notification: an agent has one inbox, and several readers that each want only their own.
+
+A notification that begins with a *topic* goes into the box of that topic, every other one into the general box.
+Whoever looks takes all that arrived out of the core's inbox and puts it where it belongs; whoever sleeps is woken by
+the eventfd of its own box, or by that of the inbox, and then does the same. So no thread is needed, and nobody polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import select
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from penstock import _core
+from penstock.errors import ClosedError
+
+__all__ = ["TOPIC_BYTES", "Box", "Mail", "new_topic"]
+
+_MARK: Final = b"\0PStopic"
+_DRAIN_AT_ONCE: Final = 1 << 20
+
+TOPIC_BYTES: Final = len(_MARK) + 8
+
+
+def new_topic() -> bytes:
+    """The beginning of all notifications of a topic that nobody else has."""
+    return _MARK + secrets.token_bytes(8)
+
+
+class Box:
+    """What one reader wants: (sender, message without the topic), in the order in which they arrived."""
+
+    def __init__(self, topic: bytes) -> None:
+        self.topic = topic
+        self.items: list[tuple[str, bytes]] = []
+        self.sleepers = 0
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.fd)
+
+    def wake(self) -> None:
+        """Have those who sleep on it look again."""
+        os.eventfd_write(self.fd, 1)
+
+
+class Mail:
+    """Sorts what arrives in an inbox. Threads: any.
+
+    Args:
+        name: the agent's, for messages.
+        inbox: the core's; from now on nobody else drains it.
+    """
+
+    def __init__(self, name: str, inbox: _core.Inbox) -> None:
+        self._name = name
+        self._inbox = inbox
+        self._lock = threading.Lock()
+        self._boxes: dict[bytes, Box] = {}
+        self._closed = False
+        self.general = Box(b"")
+
+    def open(self, topic: bytes) -> Box:
+        """A box for this topic; what comes for a topic without one is dropped."""
+        box = Box(topic)
+        with self._lock:
+            self._boxes[topic] = box
+        return box
+
+    def shut(self, box: Box) -> None:
+        """Drop what still comes for it. Idempotent."""
+        with self._lock:
+            self._boxes.pop(box.topic, None)
+        box.wake()
+
+    def close(self) -> None:
+        """Wake everybody; from now on nobody sleeps."""
+        self._closed = True
+        self._inbox.close()
+
+    def take(self, box: Box) -> list[tuple[str, bytes]]:
+        """What has arrived for it since the last call."""
+        with self._lock:
+            self._sort()
+            taken, box.items = box.items, []
+        return taken
+
+    def wait(self, box: Box, timeout_s: float) -> bool:
+        """Sleep until something is there for it, or somebody woke it. False = the time passed.
+
+        Raises:
+            ClosedError: the agent was closed.
+        """
+        with self._sleeping(box) as ready:
+            if ready:
+                return True
+            poll = select.poll()
+            poll.register(self._inbox.wake_fd, select.POLLIN)
+            poll.register(box.fd, select.POLLIN)
+            deadline = time.monotonic() + timeout_s
+            while (left_s := deadline - time.monotonic()) > 0:
+                poll.poll(left_s * 1000)
+                if self._woken(box):
+                    return True
+            return False
+
+    async def arrived(self, box: Box, timeout_s: float) -> bool:
+        """``wait()`` for a running event loop."""
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        with self._sleeping(box) as ready:
+            if ready:
+                return True
+            fds = [os.dup(self._inbox.wake_fd), os.dup(box.fd)]  # others may watch them in the same loop
+            try:
+                for fd in fds:
+                    loop.add_reader(fd, woken.set)
+                async with asyncio.timeout(timeout_s):
+                    while True:
+                        await woken.wait()
+                        if self._woken(box):
+                            return True
+                        woken.clear()
+            except TimeoutError:
+                return False
+            finally:
+                for fd in fds:
+                    loop.remove_reader(fd)
+                    os.close(fd)
+
+    @contextlib.contextmanager
+    def _sleeping(self, box: Box) -> Iterator[bool]:
+        """Counts a sleeper; gives whether there is no need to sleep."""
+        with self._lock:
+            box.sleepers += 1
+        self._inbox.arm()
+        try:
+            yield self._woken(box)
+        finally:
+            self._inbox.disarm()
+            with self._lock:
+                box.sleepers -= 1
+
+    def _woken(self, box: Box) -> bool:
+        if self._closed:
+            raise ClosedError(f"the agent {self._name} was closed")
+        with self._lock:
+            self._inbox.clear()
+            self._sort()
+            try:
+                woken = os.eventfd_read(box.fd) > 0
+            except BlockingIOError:
+                woken = False
+            if (woken or box.items) and box.sleepers > 1:
+                box.wake()  # the others that sleep on it find out, too
+            return woken or bool(box.items)
+
+    def _sort(self) -> None:
+        """Everything out of the inbox, into the boxes; with the lock held."""
+        for sender, message in self._inbox.drain(_DRAIN_AT_ONCE):
+            if not message.startswith(_MARK):
+                self._put(self.general, sender, message)
+            elif (box := self._boxes.get(message[:TOPIC_BYTES])) is not None:
+                self._put(box, sender, message[TOPIC_BYTES:])
+
+    def _put(self, box: Box, sender: str, message: bytes) -> None:
+        box.items.append((sender, message))
+        if box.sleepers and len(box.items) == 1:
+            box.wake()
