@@ -20,7 +20,7 @@ from typing import Final
 from penstock import _core
 from penstock.errors import ClosedError
 
-__all__ = ["TOPIC_BYTES", "Box", "Mail", "new_topic"]
+__all__ = ["TOPIC_BYTES", "Box", "Mail", "is_topic", "new_topic"]
 
 _MARK: Final = b"\0PStopic"
 _DRAIN_AT_ONCE: Final = 1 << 20
@@ -31,6 +31,11 @@ TOPIC_BYTES: Final = len(_MARK) + 8
 def new_topic() -> bytes:
     """The beginning of all notifications of a topic that nobody else has."""
     return _MARK + secrets.token_bytes(8)
+
+
+def is_topic(topic: bytes) -> bool:
+    """Whether notifications that begin with this are kept apart from others."""
+    return len(topic) == TOPIC_BYTES and topic.startswith(_MARK)
 
 
 class Box:
