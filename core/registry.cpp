@@ -168,7 +168,7 @@ bool Registry::try_pin(Name name) noexcept {
 
 void Registry::unpin(uint32_t slot) noexcept { pins_[slot].fetch_sub(1, std::memory_order_seq_cst); }
 
-Pin Registry::pin(Name name, Range range) {
+Pin Registry::pin(Name name, Range range, MemoryKind* kind) {
   if (!try_pin(name)) {
     throw Error(ErrorCode::stale_descriptor, "registration " + std::to_string(name.slot) + " of generation " +
                                                  std::to_string(name.generation) + " is no more");
@@ -178,6 +178,7 @@ Pin Registry::pin(Name name, Range range) {
   const Slot* slot = find_slot(name);
   const std::vector<Range> none;
   const std::vector<Range>& ranges = slot != nullptr ? slot->ranges : none;
+  if (kind != nullptr && slot != nullptr) *kind = slot->kind;
   const auto after = std::upper_bound(ranges.begin(), ranges.end(), range.address,
                                       [](uint64_t address, const Range& r) { return address < r.address; });
   if (after != ranges.begin()) {

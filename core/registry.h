@@ -98,8 +98,8 @@ class Registry : public std::enable_shared_from_this<Registry> {
   std::optional<Found> find(Range range);
   bool live(Name name) const noexcept;
   // Throws Error: stale_descriptor, or not_registered when the range isn't wholly in this registration. May be called
-  // with whatever a peer sent.
-  Pin pin(Name name, Range range);
+  // with whatever a peer sent. `kind`: of the memory.
+  Pin pin(Name name, Range range, MemoryKind* kind = nullptr);
   // The same without a range, for lists that were checked when they were prepared: false = stale.
   bool try_pin(Name name) noexcept;
   void unpin(uint32_t slot) noexcept;

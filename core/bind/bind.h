@@ -93,6 +93,7 @@ void register_crc(nb::module_& m);
 void register_decode(nb::module_& m);
 void register_gather(nb::module_& m);
 void register_manifest_text(nb::module_& m);
+void register_network(nb::module_& m);
 void register_transfer(nb::module_& m);
 
 }  // namespace penstock

@@ -49,4 +49,5 @@ NB_MODULE(_core, m) {
   penstock::register_gather(m);
   penstock::register_manifest_text(m);
   penstock::register_transfer(m);
+  penstock::register_network(m);
 }

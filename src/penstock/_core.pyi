@@ -388,3 +388,71 @@ class HostLink:
 
     def transfer(self, operation: int, local: Prepared, remote: Prepared, local_indices: UInt32s | None, remote_indices: UInt32s | None, merge: bool) -> Transfer:
         """``operation``: 0 write, 1 read."""
+
+has_ucx_plane: bool = True
+
+class NetworkLink:
+    """The initiator's end of a connection to a peer on another host."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def lost(self) -> str:
+        """Why; empty = it is alive."""
+
+    @property
+    def peer_name(self) -> str: ...
+
+    @property
+    def transport(self) -> str:
+        """What UCX uses for it, such as "tcp/eth0"."""
+
+    def lose(self, reason: str) -> None:
+        """Take the peer for gone: what is under way fails with PeerLost."""
+
+    def notify(self, message: bytes, timeout_s: float) -> None:
+        """
+        Returns when it is on its way, in order. Waits while the target has too many that it hasn't taken.
+        """
+
+    def transfer(self, operation: int, local: Prepared, remote: Prepared, local_indices: UInt32s | None, remote_indices: UInt32s | None, merge: bool) -> Transfer:
+        """``operation``: 0 write, 1 read."""
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Say goodbye. What is under way fails with ClosedError."""
+
+class Network:
+    """
+    Connections to agents on other hosts, through UCX; has a thread of its own.
+    """
+
+    def __init__(self, registry: Registry, inbox: Inbox, *, library: str, settings: Mapping[str, str], name: str, instance: bytes, secret: bytes, peer_timeout_s: float) -> None:
+        """
+        ``library``: path of libucp; ``settings``: UCX's, without the prefix ``UCX_``.
+
+        Raises TransportUnavailable when it can't be loaded, or has no transport with these settings.
+        """
+
+    @property
+    def address(self) -> bytes: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def transports(self) -> str: ...
+
+    def connect(self, address: bytes, secret: bytes, timeout_s: float) -> NetworkLink:
+        """Raises PeerUnreachable, PeerRefused; ClosedError after ``close()``."""
+
+    @property
+    def completion_fd(self) -> int:
+        """
+        Becomes readable when a transfer has ended, until ``clear_completions()``.
+        """
+
+    def clear_completions(self) -> None: ...
+
+    def close(self, timeout_s: float) -> None:
+        """Say goodbye to all peers, and end the thread. Safe twice."""

@@ -1,0 +1,146 @@
+#include "bind.h"
+
+#ifdef PENSTOCK_HAS_UCX
+
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "network.h"
+#include "network_link.h"
+#include "transfer.h"
+
+namespace penstock {
+namespace {
+
+using Indices = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::optional<std::vector<uint32_t>> to_indices(const std::optional<Indices>& indices) {
+  if (!indices) return std::nullopt;
+  return std::vector<uint32_t>(indices->data(), indices->data() + indices->shape(0));
+}
+
+std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
+// Links keep the network; whoever drops this closes it.
+struct OpenNetwork {
+  std::shared_ptr<Network> network;
+
+  explicit OpenNetwork(std::shared_ptr<Network> opened) : network(std::move(opened)) {}
+  OpenNetwork(const OpenNetwork&) = delete;
+  OpenNetwork& operator=(const OpenNetwork&) = delete;
+  ~OpenNetwork() {
+    nb::gil_scoped_release unlocked;
+    network->close(Network::Clock::now());
+  }
+};
+
+std::shared_ptr<OpenNetwork> open_network(std::shared_ptr<Registry> registry, std::shared_ptr<Inbox> inbox,
+                                          std::string library, std::map<std::string, std::string> settings,
+                                          std::string name, const nb::bytes& instance, const nb::bytes& secret,
+                                          double peer_timeout_s) {
+  NetworkOptions options{std::move(library),  std::move(settings), std::move(name),
+                         to_string(instance), to_string(secret),   nanoseconds(peer_timeout_s)};
+  nb::gil_scoped_release unlocked;
+  return std::make_shared<OpenNetwork>(
+      std::make_shared<Network>(std::move(registry), std::move(inbox), std::move(options)));
+}
+
+void register_links(nb::module_& m) {
+  nb::class_<NetworkLink>(m, "NetworkLink", "The initiator's end of a connection to a peer on another host.")
+      .def_prop_ro("alive", &NetworkLink::alive, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("lost", &NetworkLink::lost, nb::call_guard<nb::gil_scoped_release>(), "Why; empty = it is alive.")
+      .def_prop_ro("peer_name", &NetworkLink::peer_name, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("transport", &NetworkLink::transport, nb::call_guard<nb::gil_scoped_release>(),
+                   "What UCX uses for it, such as \"tcp/eth0\".")
+      .def("lose", &NetworkLink::lose, nb::arg("reason"), nb::call_guard<nb::gil_scoped_release>(),
+           "Take the peer for gone: what is under way fails with PeerLost.")
+      .def(
+          "notify",
+          [](NetworkLink& self, const nb::bytes& message, double timeout_s) {
+            const Deadline deadline = deadline_after(timeout_s);
+            std::string copy = to_string(message);
+            nb::gil_scoped_release unlocked;
+            self.notify(std::move(copy), deadline);
+          },
+          nb::arg("message"), nb::arg("timeout_s"),
+          "Returns when it is on its way, in order. Waits while the target has too many that it hasn't taken.")
+      .def(
+          "transfer",
+          [](NetworkLink& self, int operation, const Prepared& local, const Prepared& remote,
+             const std::optional<Indices>& local_indices, const std::optional<Indices>& remote_indices, bool merge) {
+            const auto from = to_indices(local_indices);
+            const auto to = to_indices(remote_indices);
+            return self.transfer(static_cast<Operation>(operation), local, remote,
+                                 match(local, remote, from ? &*from : nullptr, to ? &*to : nullptr, merge));
+          },
+          nb::arg("operation"), nb::arg("local"), nb::arg("remote"), nb::arg("local_indices").none(),
+          nb::arg("remote_indices").none(), nb::arg("merge"), "``operation``: 0 write, 1 read.")
+      .def(
+          "close",
+          [](NetworkLink& self, double timeout_s) {
+            const Deadline deadline = deadline_after(timeout_s);
+            nb::gil_scoped_release unlocked;
+            self.close(deadline);
+          },
+          nb::arg("timeout_s") = 1.0, "Say goodbye. What is under way fails with ClosedError.");
+}
+
+}  // namespace
+
+void register_network(nb::module_& m) {
+  m.attr("has_ucx_plane") = true;
+  register_links(m);
+  nb::class_<OpenNetwork>(m, "Network", "Connections to agents on other hosts, through UCX; has a thread of its own.")
+      .def(nb::new_(&open_network), nb::arg("registry"), nb::arg("inbox"), nb::kw_only(), nb::arg("library"),
+           nb::arg("settings"), nb::arg("name"), nb::arg("instance"), nb::arg("secret"), nb::arg("peer_timeout_s"),
+           "``library``: path of libucp; ``settings``: UCX's, without the prefix ``UCX_``.\n\n"
+           "Raises TransportUnavailable when it can't be loaded, or has no transport with these settings.")
+      .def_prop_ro("address",
+                   [](const OpenNetwork& self) {
+                     const std::string& address = self.network->address();
+                     return nb::bytes(address.data(), address.size());
+                   })
+      .def_prop_ro("version", [](const OpenNetwork& self) { return self.network->version(); })
+      .def_prop_ro("transports", [](const OpenNetwork& self) { return self.network->transports(); })
+      .def(
+          "connect",
+          [](const OpenNetwork& self, const nb::bytes& address, const nb::bytes& secret, double timeout_s) {
+            const Deadline deadline = deadline_after(timeout_s);
+            const std::string to = to_string(address);
+            const std::string shown = to_string(secret);
+            nb::gil_scoped_release unlocked;
+            return Network::connect(self.network, to, shown, deadline);
+          },
+          nb::arg("address"), nb::arg("secret"), nb::arg("timeout_s"),
+          "Raises PeerUnreachable, PeerRefused; ClosedError after ``close()``.")
+      .def_prop_ro(
+          "completion_fd", [](const OpenNetwork& self) { return self.network->completion_fd(); },
+          "Becomes readable when a transfer has ended, until ``clear_completions()``.")
+      .def("clear_completions", [](const OpenNetwork& self) { self.network->clear_completions(); })
+      .def(
+          "close",
+          [](const OpenNetwork& self, double timeout_s) {
+            const Deadline deadline = deadline_after(timeout_s);
+            nb::gil_scoped_release unlocked;
+            self.network->close(deadline);
+          },
+          nb::arg("timeout_s"), "Say goodbye to all peers, and end the thread. Safe twice.");
+}
+
+}  // namespace penstock
+
+#else
+
+namespace penstock {
+
+void register_network(nb::module_& m) { m.attr("has_ucx_plane") = false; }
+
+}  // namespace penstock
+
+#endif

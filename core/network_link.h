@@ -1,0 +1,101 @@
+// The initiator's end of a connection to an agent on another host.
+//
+// Transfers wait in line for the window of messages that may be under way; notifications for the target's credit.
+// Threads: any, except where a name says `locked`.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "network.h"
+#include "network_messages.h"
+#include "network_plan.h"
+#include "transfer.h"
+
+namespace penstock {
+
+class NetworkTransfer;
+
+class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
+ public:
+  static constexpr uint32_t kWindow = 16;  // messages under way
+
+  NetworkLink(std::shared_ptr<Network> network, uint64_t id);
+
+  bool alive();
+  std::string lost();  // why it isn't alive; "" = it is
+  std::string peer_name();
+  std::string transport();
+  // Returns when it is on its way, in order. Throws Error: invalid_argument, deadline_exceeded, peer_lost.
+  void notify(std::string message, Deadline deadline);
+  std::shared_ptr<Transfer> transfer(Operation operation, const Prepared& local, const Prepared& remote,
+                                     std::vector<Piece> pieces);
+  // Takes the peer for gone.
+  void lose(const std::string& reason);
+  void close(Deadline deadline);
+
+  // From here on: with the lock held.
+  uint64_t id() const { return id_; }
+  Network& network() { return *network_; }
+  void open_locked(std::string_view address, std::string_view secret);
+  bool connecting_locked() const { return state_ == State::connecting; }
+  bool alive_locked() const { return state_ == State::open; }
+  Error why_locked() const { return Error(lost_code_, lost_); }
+  ucs_status_t handle_locked(const Message& message, const Arrival& arrival);
+  void lose_locked(ErrorCode code, const std::string& reason);
+  void leave_locked();  // says goodbye
+  void tend_locked(Network::Clock::time_point now);
+  Network::Clock::time_point due_locked() const { return heartbeat_.due(); }
+
+  uint64_t next_transfer_locked() { return ++last_transfer_; }
+  uint64_t session_locked() const { return session_; }
+  Endpoint& endpoint_locked() { return *endpoint_; }
+  void heard_locked() { heartbeat_.heard(Network::Clock::now()); }
+  void start_locked(const std::shared_ptr<NetworkTransfer>& transfer);
+  void drop_locked(const NetworkTransfer& transfer);
+  void pump_locked();
+  void window_locked(int change) { in_flight_ += change; }
+  void announce_locked(std::string message, std::shared_ptr<NetworkTransfer> after);
+
+ private:
+  enum class State { connecting, open, lost };
+  struct Announcement {
+    std::string message;
+    std::shared_ptr<NetworkTransfer> after;  // whose end it tells; null = of its own
+    bool sent = false;
+  };
+
+  void send_announcements_locked();
+  ucs_status_t on(const Welcome& message);
+  ucs_status_t on(const Refused& message);
+  ucs_status_t on(const Data& message, const Arrival& arrival);
+  ucs_status_t on(const DataPacked& message);
+  ucs_status_t on(const End& message);
+  ucs_status_t on(const Credit& message);
+  std::shared_ptr<NetworkTransfer> find(uint64_t transfer) const;
+
+  const std::shared_ptr<Network> network_;
+  const uint64_t id_;
+  State state_ = State::connecting;
+  ErrorCode lost_code_ = ErrorCode::peer_lost;
+  std::string lost_;
+  std::string peer_name_;
+  std::shared_ptr<Endpoint> endpoint_;
+  uint64_t session_ = 0;
+  Heartbeat heartbeat_;
+
+  uint64_t last_transfer_ = 0;
+  std::unordered_map<uint64_t, std::shared_ptr<NetworkTransfer>> transfers_;  // active ones
+  std::deque<std::shared_ptr<NetworkTransfer>> line_;                         // with messages to send
+  int in_flight_ = 0;
+  bool pumping_ = false;
+
+  std::deque<std::shared_ptr<Announcement>> announcements_;
+  CreditWindow credit_;
+  uint64_t next_sequence_ = 0;
+};
+
+}  // namespace penstock
