@@ -25,7 +25,7 @@ class NetworkTransfer : public Transfer, public std::enable_shared_from_this<Net
   TransferState poll() override;
   TransferState wait(Deadline until) override;
   bool quiet() override;
-  bool brief(uint64_t) override { return false; }
+  bool brief() const override { return false; }
   TransferState state() const { return state_.load(std::memory_order_acquire); }
 
   // From here on: with the lock held.

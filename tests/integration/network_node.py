@@ -151,10 +151,10 @@ class Node:
         return zlib.crc32(self.memory[offset : len(self.memory) if nbytes is None else offset + nbytes])
 
     def retire(self):
-        self.registry.retire(self.slot)
+        self.registry.retire(self.slot, self.generation)
 
     def wait_quiet(self, timeout_s):
-        return self.registry.wait_quiet(self.slot, timeout_s)
+        return self.registry.wait_quiet(self.slot, self.generation, timeout_s)
 
     def lost(self, wait_s=0.0):
         until = time.monotonic() + wait_s
