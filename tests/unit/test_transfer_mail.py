@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from penstock.errors import ClosedError
+from penstock.errors import ClosedError, DeadlineExceeded
 from penstock.transfer import Agent
-from penstock.transfer.mail import new_topic
+from penstock.transfer.mail import MOST_KEPT_BYTES, new_topic
 
 
 @pytest.fixture
@@ -135,3 +135,21 @@ def test_closing_wakes_who_sleeps(agent, end):
     agent.close() if end == "close" else agent.mail.shut(box)
     thread.join(10)
     assert isinstance(raised[0], ClosedError) if end == "close" else raised == [True]
+
+
+def test_a_reader_that_leaves_its_mail_lying_fills_no_memory(agent):
+    """What nobody takes is bounded here, then in the ring; then the sender waits. Nothing is lost."""
+    box = agent.mail.open(new_topic())
+    message, sent = bytes(100_000), 0
+    with pytest.raises(DeadlineExceeded):
+        while sent < 1000:
+            agent.notify(agent.itself, sent.to_bytes(4, "little") + message, timeout_s=0.05)
+            sent += 1
+            agent.mail.take(box)
+    assert MOST_KEPT_BYTES // len(message) <= sent <= 2 * MOST_KEPT_BYTES // len(message)
+    got = []
+    while arrived := agent.notifications():
+        got += [int.from_bytes(each.message[:4], "little") for each in arrived]
+    assert got == list(range(sent))
+    agent.notify(agent.itself, b"again")
+    assert agent.notifications() == [("mail", b"again")]

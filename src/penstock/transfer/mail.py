@@ -22,8 +22,12 @@ from penstock.errors import ClosedError
 
 __all__ = ["TOPIC_BYTES", "Box", "Mail", "is_topic", "new_topic"]
 
+_ITEM_BYTES: Final = 200  # of Python's objects around a message, about
 _MARK: Final = b"\0PStopic"
-_DRAIN_AT_ONCE: Final = 1 << 20
+_DRAIN_AT_ONCE: Final = 1024
+
+MOST_KEPT_BYTES: Final = 4 << 20
+"""How much is kept for readers that don't take what is theirs, until nothing more is taken out of the inbox."""
 
 TOPIC_BYTES: Final = len(_MARK) + 8
 
@@ -69,6 +73,7 @@ class Mail:
         self._inbox = inbox
         self._lock = threading.Lock()
         self._boxes: dict[bytes, Box] = {}
+        self._kept_bytes = 0
         self._closed = False
         self.general = Box(b"")
 
@@ -83,6 +88,7 @@ class Mail:
         """Drop what still comes for it. Idempotent."""
         with self._lock:
             self._boxes.pop(box.topic, None)
+            self._take(box)
         box.wake()
 
     def close(self) -> None:
@@ -94,8 +100,7 @@ class Mail:
         """What has arrived for it since the last call."""
         with self._lock:
             self._sort()
-            taken, box.items = box.items, []
-        return taken
+            return self._take(box)
 
     def wait(self, box: Box, timeout_s: float) -> bool:
         """Sleep until something is there for it, or somebody woke it. False = the time passed.
@@ -168,14 +173,25 @@ class Mail:
             return woken or bool(box.items)
 
     def _sort(self) -> None:
-        """Everything out of the inbox, into the boxes; with the lock held."""
-        for sender, message in self._inbox.drain(_DRAIN_AT_ONCE):
-            if not message.startswith(_MARK):
-                self._put(self.general, sender, message)
-            elif (box := self._boxes.get(message[:TOPIC_BYTES])) is not None:
-                self._put(box, sender, message[TOPIC_BYTES:])
+        """Everything out of the inbox, into the boxes; with the lock held.
+
+        A reader that lets its box fill up holds everybody up in the end, and the senders with them; the alternative
+        would be memory without a bound.
+        """
+        while self._kept_bytes < MOST_KEPT_BYTES and (drained := self._inbox.drain(_DRAIN_AT_ONCE)):
+            for sender, message in drained:
+                if not message.startswith(_MARK):
+                    self._put(self.general, sender, message)
+                elif (box := self._boxes.get(message[:TOPIC_BYTES])) is not None:
+                    self._put(box, sender, message[TOPIC_BYTES:])
+
+    def _take(self, box: Box) -> list[tuple[str, bytes]]:
+        taken, box.items = box.items, []
+        self._kept_bytes -= sum(len(message) + _ITEM_BYTES for _, message in taken)
+        return taken
 
     def _put(self, box: Box, sender: str, message: bytes) -> None:
+        self._kept_bytes += len(message) + _ITEM_BYTES
         box.items.append((sender, message))
         if box.sleepers and len(box.items) == 1:
             box.wake()
