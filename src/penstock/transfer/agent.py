@@ -394,9 +394,11 @@ class Agent:
 
     def notifications(self) -> list[Notification]:
         """What arrived since the last call: in order for each sender, each once."""
-        self._check_open()
-        arrived = self.mail.take(self.mail.general)
-        return [Notification(*each) for each in arrived]
+        if self._closed:
+            self._check_open()
+        mail = self.mail
+        arrived = mail.take(mail.general)
+        return [Notification(*each) for each in arrived] if arrived else []  # who polls mostly finds nothing
 
     def wait_notification(self, timeout_s: float | None = None) -> list[Notification]:
         """Sleep until something arrives; it costs no processor time meanwhile.
