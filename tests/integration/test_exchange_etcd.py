@@ -176,6 +176,15 @@ def test_a_cluster_without_leader_is_passed_over(etcd_server, etcd_namespace):
             exchange.publish("a", "metadata", b"blob")
 
 
+@pytest.mark.parametrize("head", [b"Content-Length: 40", b"Transfer-Encoding: chunked\r\n\r\n28"])
+def test_an_answer_that_is_cut_short_is_asked_for_elsewhere(etcd_server, etcd_namespace, head):
+    with HttpServer(b"HTTP/1.1 200 OK\r\n" + head + b'\r\n\r\n{"header": {"revision": "1"}}') as server:
+        exchange = EtcdExchange([server.endpoint, etcd_server.endpoint], namespace=etcd_namespace)
+        exchange.publish("a", "metadata", head)
+        assert exchange.retrieve("a", "metadata", 5.0) == head
+        exchange.close()
+
+
 class HttpServer:
     """Answers every connection with the same bytes."""
 
@@ -250,6 +259,19 @@ def test_a_wait_doesnt_poll(exchange, monkeypatch):
     with pytest.raises(DeadlineExceeded):
         exchange.retrieve("late", "metadata", 1.0)
     assert asked == ["/v3/kv/range"]
+
+
+def test_what_is_put_between_the_look_and_the_watch_is_seen(exchange, monkeypatch):
+    stream = exchange._gateway.stream
+
+    def late(*args):
+        exchange.publish("late", "metadata", b"here")
+        return stream(*args)
+
+    monkeypatch.setattr(exchange._gateway, "stream", late)
+    began = time.monotonic()
+    assert exchange.retrieve("late", "metadata", 5.0) == b"here"
+    assert time.monotonic() - began < 1.5  # before it looks again by itself
 
 
 def test_close_wakes_who_waits(exchange):
