@@ -47,7 +47,7 @@ def _other_process() -> Iterator[OtherProcess]:
 
     process = OtherProcess()
     yield process
-    process.stop()
+    process.end()
 
 
 @pytest.fixture

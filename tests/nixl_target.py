@@ -37,9 +37,21 @@ class OtherProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def agent(self, name: str, size: int = 0, **config: Any) -> tuple[int, int, int]:
-        """Makes an agent, in place of the last one, and a buffer of zeros; (address, length, device) of the buffer."""
-        return self._ask("make", name, size, config)
+    def agent(
+        self, name: str, size: int = 0, params: dict[str, str] | None = None, **config: Any
+    ) -> tuple[int, int, int]:
+        """Makes an agent, in place of the last one, and a buffer of zeros.
+
+        Args:
+            name: the agent's.
+            size: bytes of the buffer.
+            params: of its backend.
+            config: of the agent.
+
+        Returns:
+            Address, length and device of the buffer.
+        """
+        return self._ask("make", name, size, params or {}, config)
 
     def __call__(self, method: str, *args: Any, keep: str | None = None, **options: Any) -> Any:
         """Calls a method of the agent; what it returns or raises, or ``Kept(keep)``."""
@@ -68,11 +80,19 @@ class OtherProcess:
         """Puts something at the buffer's beginning."""
         self._ask("write", data)
 
+    def stop(self) -> None:
+        """Stops it in the middle of what it does, and waits until it stands."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         self._process.join()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         if self._process.is_alive():
             self._pipe.close()
             self._process.join(10)
@@ -104,6 +124,13 @@ def _serve(pipe: Connection) -> None:
             pipe.send((False, error))
 
 
+def agent_with(name: str, params: dict[str, str], config: dict[str, Any]) -> nixl_agent:
+    """An agent whose backend has parameters."""
+    agent = nixl_agent(name, nixl_agent_config(**config, backends=[]))
+    agent.create_backend("UCX", params)
+    return agent
+
+
 class _There:
     def __init__(self) -> None:
         self._agent: nixl_agent | None = None
@@ -111,9 +138,9 @@ class _There:
         self._names: dict[str, Any] = {}
         self._buffer = np.zeros(0, np.uint8)
 
-    def make(self, name: str, size: int, config: dict[str, Any]) -> tuple[int, int, int]:
+    def make(self, name: str, size: int, params: dict[str, str], config: dict[str, Any]) -> tuple[int, int, int]:
         self.close()
-        self._agent = nixl_agent(name, nixl_agent_config(**config))
+        self._agent = agent_with(name, params, config)
         self._buffer = np.zeros(size, np.uint8)
         self._names = {"agent": self._agent, "buffer": self._buffer}
         return self._buffer.ctypes.data, size, 0

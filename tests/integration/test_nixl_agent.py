@@ -232,10 +232,17 @@ def test_descriptors_are_made_and_carried_as_bytes(agent):
         agent.get_serialized_descs([(1, 2, 3)])
 
 
-def test_nothing_listens_and_nothing_is_loaded_for_one_host(agent):
+def test_nothing_listens_for_one_host(monkeypatch):
     import psutil
 
-    assert not [found for found in psutil.Process().net_connections("inet") if found.status == "LISTEN"]
+    def listening():
+        return {found.laddr for found in psutil.Process().net_connections("inet") if found.status == "LISTEN"}
+
+    before = listening()
+    with nixl_agent("quiet"):
+        assert listening() == before
+    with nixl_agent("listens", nixl_agent_config(enable_listen_thread=True, listen_port=0)) as agent:
+        assert listening() - before == {("127.0.0.1", agent.listen_port)}
 
 
 def test_an_agent_that_nobody_has_any_more_is_closed():
@@ -302,3 +309,20 @@ assert two.transfer(handle) == "DONE"
             [sys.executable, "-X", "dev", "-W", "error", "-c", code + last], capture_output=True, text=True, timeout=60
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("UCX_NET_DEVICES", "lo"), ("PENSTOCK_TRANSFER_NETWORK", "loopback")])
+def test_a_network_is_opened_where_the_environment_says(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    try:
+        agent = nixl_agent("on a network")
+    except nixlBackendError as error:
+        pytest.skip(f"no network plane here: {error}")
+    with agent:
+        assert agent.agent.has_network
+
+
+def test_an_interface_that_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("UCX_NET_DEVICES", "no-such0")
+    with pytest.raises(nixlInvalidParamError, match="no-such0"):
+        nixl_agent("nowhere")

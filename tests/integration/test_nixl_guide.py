@@ -8,12 +8,14 @@ import os
 import re
 import textwrap
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from penstock.compat.nixl import nixl_agent
+from penstock.compat.nixl._bindings import nixl_mem_t, nixlXferDList
 
 CHECKOUT = Path(__file__).parents[2]
 GUIDE = Path(os.environ.get("PENSTOCK_GUIDES") or CHECKOUT.parent / "shared" / "guides") / "nixl-python-guide.md"
@@ -247,6 +249,76 @@ def test_no_overrun_is_verified(sides, capsys):
     here = {"read_uint64": utils.read_uint64, "buffer_addr": side.buffer.ctypes.data, "expected_sequence": 42}
     exec(receiving, here)
     assert capsys.readouterr().out == "OVERRUN! Expected 42, got 41\n"
+
+
+THERE = """
+import time
+from penstock.compat.nixl.utils import publish_agent_metadata, publish_descriptors
+until = time.monotonic() + 20
+while True:
+    try:
+        publish_descriptors(agent, rows, descriptors_key)
+        break
+    except ConnectionRefusedError:  # the server comes with the other side
+        assert time.monotonic() < until
+        time.sleep(0.01)
+publish_agent_metadata(agent, metadata_key)
+"""
+
+
+def method_1():
+    """The block with its import changed, and its placeholders filled in with keys that nobody else uses."""
+    unique = uuid.uuid4().hex
+    block = BLOCKS["Method 1: TCP Server (Default)"].replace(
+        "from utils import", "from penstock.compat.nixl.utils import"
+    )
+    return re.sub(r'"(\w+_key)"', rf'"\1-{unique}"', block), unique
+
+
+@guide("Method 1: TCP Server (Default)")
+def test_metadata_through_the_key_value_server(sides):
+    pytest.importorskip("penstock.compat.nixl.utils")
+    side = sides()
+    side.agent.remove_remote_agent("receiver")
+    block, unique = method_1()
+    keys = {f"{what}_key": f"remote_{what}_key-{unique}" for what in ("metadata", "descriptors")}
+    side.other.begin(THERE, rows=nixlXferDList(nixl_mem_t.DRAM_SEG, side.remote), **keys)
+    names = side.names(xfer_descs=side.agent.get_xfer_descs(side.local, "DRAM"))
+    exec(block, names)
+    side.other.finish()
+    assert names["remote_name"] == "receiver"
+    assert names["remote_descs"] == side.agent.get_xfer_descs(side.remote, "DRAM")
+    side.other.run(
+        "from penstock.compat.nixl.utils import retrieve_agent_metadata, retrieve_descriptors\n"
+        f"name = retrieve_agent_metadata(agent, 'my_metadata_key-{unique}')\n"
+        f"found = retrieve_descriptors(agent, 'my_descriptors_key-{unique}')"
+    )
+    assert side.other.value("name") == "sender"
+    assert side.other.value("found") == names["xfer_descs"]
+
+
+@guide("Method 2: NIXL Built-in (etcd)")
+def test_metadata_through_etcd(sides, etcd_server, etcd_namespace, monkeypatch):
+    pytest.importorskip("penstock.compat.nixl.utils")
+    settings = {"NIXL_ETCD_ENDPOINTS": etcd_server.endpoint, "NIXL_ETCD_NAMESPACE": etcd_namespace}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    side = sides("sender", "remote_agent")
+    side.agent.remove_remote_agent("remote_agent")
+    side.other.run(f"import os; os.environ.update({settings})")
+    try:
+        side.other("send_partial_agent_metadata", None, True, ["UCX"], label="remote_label")
+        names = side.names()
+        exec(method_1()[0].partition("# Start TCP server")[0], names)
+        exec(BLOCKS["Method 2: NIXL Built-in (etcd)"], names)
+        assert side.agent.check_remote_metadata("remote_agent")
+        side.other("remove_remote_agent", "sender")
+        side.other("fetch_remote_metadata", "sender", label="my_label")
+        until = time.monotonic() + 10
+        while not side.other("check_remote_metadata", "sender"):
+            assert time.monotonic() < until
+    finally:
+        side.other.run(f"import os; [os.environ.pop(name) for name in {list(settings)}]")
 
 
 def test_114_streaming_through_64_slots_loses_and_overruns_nothing(sides):

@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from penstock.compat.nixl import nixl_agent, nixl_agent_config
+from nixl_target import agent_with
 from penstock.compat.nixl.errors import (
+    nixlBackendError,
     nixlInvalidParamError,
     nixlNoTelemetryError,
     nixlNotFoundError,
@@ -17,7 +18,7 @@ from penstock.compat.nixl.errors import (
     nixlRemoteDisconnectError,
     nixlRepostActiveError,
 )
-from penstock.errors import PeerLost, StaleDescriptor, TransferActive
+from penstock.errors import PeerLost, StaleDescriptor
 
 SIZE = 4096
 
@@ -25,13 +26,13 @@ SIZE = 4096
 class Side:
     """Our end: an agent with one registered buffer, that knows the target and is known there."""
 
-    def __init__(self, other, **config):
-        self.agent = nixl_agent("initiator", nixl_agent_config(**config))
-        self.buffer = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
-        self.agent.register_memory([(self.address, SIZE, 0, "")], "DRAM")
+    def __init__(self, other, size=SIZE, params=None, **config):
+        self.agent = agent_with("initiator", params or {}, config)
+        self.buffer = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+        self.agent.register_memory([(self.address, size, 0, "")], "DRAM")
         self.other = other
-        self.base = other.agent("target", SIZE)[0]
-        self.registered = other("register_memory", [(self.base, SIZE, 0, "")], "DRAM")
+        self.base = other.agent("target", size, params)[0]
+        self.registered = other("register_memory", [(self.base, size, 0, "")], "DRAM")
         other("add_remote_agent", self.agent.get_agent_metadata())
         assert self.agent.add_remote_agent(other("get_agent_metadata")) == b"target"
 
@@ -206,33 +207,58 @@ def test_100_a_transfer_may_be_posted_again_and_moves_what_is_there_then(side):
     assert int.from_bytes(side.other.read()[:8], "little") == 199
 
 
-def test_100_and_101_a_transfer_in_progress_is_not_posted_again_and_not_released(side, monkeypatch):
-    handle = side.handle("WRITE", [(0, 64)], [(0, 64)])
+NETWORK = {"ucx_devices": "loopback", "require": "tcp"}
 
-    class InProgress:  # over shared memory nothing stays in progress
-        error = None
 
-        def post(self, notif):
-            raise TransferActive("it runs")
+@pytest.fixture
+def distant(other):
+    """Both sides as if on two hosts: over the network plane, where a transfer takes its time."""
+    try:
+        side = Side(other, size=32 << 20, params=NETWORK)
+    except nixlBackendError as error:
+        pytest.skip(f"no network plane here: {error}")
+    yield side
+    other.go_on()
+    side.agent.close()
 
-        def poll(self):
-            return "ACTIVE"
 
-        def close(self):
-            raise TransferActive("it runs")
+def test_094_over_a_network_bytes_move_as_well(distant):
+    parts = [(0, 1 << 20), (3 << 20, 8), (5 << 20, 12345)]
+    handle = distant.handle("WRITE", parts, parts, notif_msg=b"there")
+    assert handle.transfer.transport.startswith("ucx:tcp")
+    assert distant.agent.transfer(handle) in ("PROC", "DONE")
+    until = time.monotonic() + 20
+    while not distant.other("check_remote_xfer_done", "initiator", b"there"):
+        assert time.monotonic() < until
+    expected = np.zeros_like(distant.buffer)
+    for offset, length in parts:
+        expected[offset : offset + length] = distant.buffer[offset : offset + length]
+    assert distant.other.read() == expected.tobytes()
+    distant.buffer[:] = 0
+    assert done(distant.agent, distant.handle("READ", [(7, 2 << 20)], [(0, 2 << 20)])) == "DONE"
+    assert distant.buffer[7 : 7 + (2 << 20)].tobytes() == expected[: 2 << 20].tobytes()
 
-    transfer = handle.transfer
-    handle._transfer = InProgress()
-    handle.post, handle.poll = InProgress().post, InProgress().poll
-    assert side.agent.check_xfer_state(handle) == "PROC"
+
+def test_100_and_101_a_transfer_in_progress_is_not_posted_again_and_not_released(distant):
+    agent = distant.agent
+    handle = distant.handle("WRITE", [(0, 32 << 20)], [(0, 32 << 20)])
+    agent.make_connection("target")
+    distant.other.stop()  # so that it takes until we say so
+    assert agent.transfer(handle) == agent.check_xfer_state(handle) == "PROC"
     with pytest.raises(nixlRepostActiveError):
-        side.agent.transfer(handle)
-    for release in (handle.release, lambda: side.agent.release_xfer_handle(handle)):
+        agent.transfer(handle)
+    for release in (handle.release, lambda: agent.release_xfer_handle(handle)):
         with pytest.raises(nixlRepostActiveError):
             release()
     assert "released" not in repr(handle)
-    handle._transfer, handle.post, handle.poll = transfer, transfer.post, transfer.poll
-    assert done(side.agent, handle) == "DONE"  # the handle is still good
+    distant.other.go_on()
+    until = time.monotonic() + 20
+    while (state := agent.check_xfer_state(handle)) == "PROC":
+        assert time.monotonic() < until
+    assert state == "DONE"
+    assert distant.other.read() == distant.buffer.tobytes()
+    assert done(agent, handle) == "DONE"
+    handle.release()
 
 
 def test_101_a_handle_may_be_released_twice_and_says_so_when_it_is_used_after_that(side):

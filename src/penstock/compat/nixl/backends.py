@@ -102,7 +102,12 @@ class BackendCalls(AgentState):
     def _open(self, params: dict[str, str]) -> None:
         network = params["ucx_devices"] or environment.lookup("TRANSFER_NETWORK")
         with as_nixl():
-            agent = Agent(self.name, network=network_of(network), timeout_s=_seconds(params["timeout_s"]))
+            agent = Agent(
+                self.name,
+                network=network_of(network),
+                require=params["require"] or None,
+                timeout_s=_seconds(params["timeout_s"]),
+            )
             places = Places(agent)
             try:
                 if self._listen_on is not None:
@@ -129,10 +134,8 @@ def _ended(places: Places, agent: Agent) -> None:
 
 
 def network_of(devices: str | None) -> str | None:
-    """What ``Agent`` takes as its network, of what UCX calls devices: ``"all"``, or ``"eth0"``, or several of those."""
-    if devices is None or ("," not in devices and devices != "all"):
-        return devices
-    return "any"
+    """What ``Agent`` takes as its network, of what UCX calls devices."""
+    return "any" if devices == "all" else devices
 
 
 def _seconds(text: str) -> float:

@@ -31,11 +31,12 @@ PLUGINS: dict[str, Plugin] = {
     "UCX": Plugin(
         (nixl_mem_t.DRAM_SEG, nixl_mem_t.VRAM_SEG),
         {
-            "ucx_devices": "",
-            "num_workers": "1",
+            "ucx_devices": "",  # where it meets other hosts; empty: what the environment says, or nowhere
+            "require": "",  # the only transport to be used: "shm", "tcp", "rdma", ...
+            "timeout_s": "30",  # of each transfer
+            "num_workers": "1",  # this one and those below: kept, without effect
             "num_threads": "0",
             "ucx_error_handling_mode": "peer",
-            "timeout_s": "30",
         },
         moves=True,
     ),
