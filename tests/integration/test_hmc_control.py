@@ -8,8 +8,8 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from tests.processes import OtherProcess
 
+from hmc_party import Party
 from penstock.compat.hmc.control import Control, CtrlLink, choose_transport, uds_path
 from penstock.compat.hmc.enums import CtrlTransport
 from penstock.errors import (
@@ -52,14 +52,15 @@ from penstock.compat.hmc.enums import CtrlTransport
 plane = Control(timeout_s=10)
 link = CtrlLink(CtrlTransport.{by.name}, "127.0.0.1", {link.port}, {path!r})
 """
-    with ending(plane), OtherProcess(setup) as one, OtherProcess(setup) as two:
+    with ending(plane), Party(setup) as one, Party(setup) as two:
+        sending = []
         for peer, process in ((7, one), (1 << 31, two)):
-            process.run(f"plane.connect(0, {peer}, link)")
-            process.start(f"for n in range(2000): plane.send(0, n * n + {peer})")
+            process.do(f"plane.connect(0, {peer}, link)")
+            sending.append(process.start(f"for n in range(2000): plane.send(0, n * n + {peer})"))
         for peer in (1 << 31, 7):  # whoever is first, the other's wait
             assert [plane.receive(peer) for _ in range(2000)] == [n * n + peer for n in range(2000)]
-        one.finish()
-        two.finish()
+        for each in sending:
+            each.result(10)
         for tag in (0, 5, (1 << 64) - 1):
             plane.send(7, tag)
         assert one.value("[plane.receive(0) for _ in range(3)]") == [0, 5, (1 << 64) - 1]
@@ -184,10 +185,10 @@ def test_what_was_sent_before_the_end_is_still_received():
     plane, link = listening(0)
     with (
         ending(plane),
-        OtherProcess("from penstock.compat.hmc.control import *\nplane = Control(timeout_s=10)") as other,
+        Party("from penstock.compat.hmc.control import *\nplane = Control(timeout_s=10)") as other,
     ):
-        other.run(f"plane.connect(0, 4, CtrlLink(ip='127.0.0.1', port={link.port}))")
-        other.run("for n in range(100): plane.send(0, n)")
+        other.do(f"plane.connect(0, 4, CtrlLink(ip='127.0.0.1', port={link.port}))")
+        other.do("for n in range(100): plane.send(0, n)")
         other.kill()
         assert [plane.receive(4) for _ in range(100)] == list(range(100))
         with pytest.raises(PeerLost, match="control of peer 4 closed the line, or ended"):
@@ -283,8 +284,8 @@ def test_busy_ports_and_paths_are_errors_and_free_again_after_close(tmp_path):
 
 def test_a_socket_whose_owner_was_killed_is_replaced(tmp_path):
     path = str(tmp_path / "socket")
-    with OtherProcess("from penstock.compat.hmc.control import *\nplane = Control()") as dying:
-        dying.run(f"plane.listen(0, '127.0.0.1', 0, {path!r})")
+    with Party("from penstock.compat.hmc.control import *\nplane = Control()") as dying:
+        dying.do(f"plane.listen(0, '127.0.0.1', 0, {path!r})")
         dying.kill()
     assert os.path.exists(path)
     plane, link = listening(0, path)

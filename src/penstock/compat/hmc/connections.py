@@ -64,10 +64,16 @@ class Connections:
 
     def listen(self, ip: str, port: int, conn: ConnType) -> None:
         """Lets peers in at exactly this address; a second time for a kind of connection is a no-op."""
-        if conn not in self._listening:
+        if conn in self._listening:
+            return
+        bound = self._doorway.listen_tcp(conn.name, ip, port)
+        try:
             if not ipaddress.ip_address(ip).is_unspecified:
                 self._agent(conn, ip)  # what it lacks is said here, not to the first peer
-            self._listening[conn] = self._doorway.listen_tcp(conn.name, ip, port)
+        except BaseException:
+            self._doorway.shut(conn.name)
+            raise
+        self._listening[conn] = bound
 
     def stop_listening(self) -> None:
         """Frees the ports; connections stay."""

@@ -91,12 +91,18 @@ class Control:
         self._changed = threading.Condition()
         self._doorway = Doorway(self._greet, "hmc-control")
         self._self_id: int | None = None
+        self._port: int | None = None
         self._closed = False
 
     @property
     def self_id(self) -> int | None:
         """Our own id; None before it was given."""
         return self._self_id
+
+    @property
+    def port(self) -> int | None:
+        """Where we listen by TCP; None = nowhere."""
+        return self._port
 
     @property
     def peers(self) -> list[int]:
@@ -110,24 +116,23 @@ class Control:
         Again is a no-op for what is open. If one of the two can't be opened, neither is.
         """
         self._become(self_id)
-        port = 0
-        opened = []
+        by_tcp = self._port is None
+        port = self._doorway.listen_tcp("tcp", bind_ip, tcp_port) if by_tcp else self._port
         try:
-            if "tcp" not in self._doorway.doors:
-                port = self._doorway.listen_tcp("tcp", bind_ip, tcp_port)
-                opened.append("tcp")
             if path and "uds" not in self._doorway.doors:
                 self._doorway.listen_unix("uds", Path(path))
         except BaseException:
-            for door in opened:
-                self._doorway.shut(door)
+            if by_tcp:
+                self._doorway.shut("tcp")
             raise
-        return port or tcp_port
+        self._port = port
+        return int(port or 0)
 
     def stop_listening(self) -> None:
         """Frees port and path; lines that were made stay."""
         self._doorway.shut("tcp")
         self._doorway.shut("uds")
+        self._port = None
 
     def connect(self, peer_id: int, self_id: int, link: CtrlLink) -> None:
         """Makes a line to a peer; one that is there and alive stays."""

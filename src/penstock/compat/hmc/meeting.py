@@ -65,6 +65,11 @@ class Meeting:
         """Where we listen for each kind of connection; useful where port 0 was asked for."""
         return self._connections.ports
 
+    @property
+    def ctrl_port(self) -> int | None:
+        """Where we listen for control tags by TCP; None = nowhere."""
+        return self._control.port
+
     def set_local_ip(self, local_ip: str) -> None:
         """Says our own address, for the choice of the control plane's transport."""
         self._local_ip = local_ip
