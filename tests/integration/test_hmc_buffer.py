@@ -131,7 +131,7 @@ def test_e2_126_a_buffer_on_the_cpu_refuses_device_pointers(buffer):
         assert found.value.status is hmc.Status.ERROR
     with pytest.raises(ValueError, match="nbytes is needed with a pointer"):
         buffer.put(4096, device="ptr")
-    with pytest.raises(TypeError, match="a device pointer is a whole number"):
+    with pytest.raises(TypeError, match="a device pointer is b'abc'; give a whole number"):
         buffer.put(b"abc", nbytes=3, device="ptr")
     with pytest.raises(ValueError, match="not on a CUDA device"):
         buffer.buffer_put_cuda(torch.ones(3))
@@ -141,7 +141,7 @@ def test_e2_126_a_buffer_on_the_cpu_refuses_device_pointers(buffer):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "1", None, True])
 def test_a_buffer_has_at_least_one_byte(size):
-    with pytest.raises(ConfigError, match="buffer_size"):
+    with pytest.raises((ConfigError, TypeError), match="buffer_size"):
         hmc.IOBuffer.create(0, size, hmc.MemoryType.CPU)
 
 

@@ -22,6 +22,7 @@ from penstock.compat.hmc.payload import (
     taken,
     writable,
 )
+from penstock.compat.hmc.whole import whole
 from penstock.errors import ClosedError, ConfigError
 
 __all__ = ["ConnBuffer", "IOBuffer"]
@@ -39,19 +40,19 @@ class ConnBuffer:
     """
 
     def __init__(self, device_id: int = 0, buffer_size: int = DEFAULT_SIZE, mem_type: Any = MemoryType.DEFAULT) -> None:
-        if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
-            raise ConfigError(f"buffer_size is {buffer_size!r}; give a whole number of bytes, at least 1")
-        self.size = buffer_size
+        self.size = whole(buffer_size, "buffer_size")
+        if self.size < 1:
+            raise ConfigError(f"buffer_size is {self.size} bytes; give at least 1")
         self.mem_type = resolved(mem_type)
         self.device_id = device_id
         self._segment: _core.Segment | None = None
         self._host: Bytes | None = None
         self._device: DeviceMemory | None = None
         if self.mem_type is MemoryType.CPU:
-            self._segment = _core.Segment.create(buffer_size)  # what Agent.allocate gives: peers on this host map it
+            self._segment = _core.Segment.create(self.size)  # what Agent.allocate gives: peers on this host map it
             self._host = np.asarray(self._segment)
         else:
-            self._device = DeviceMemory(device_id, buffer_size)
+            self._device = DeviceMemory(device_id, self.size)
 
     @property
     def ptr(self) -> int:
@@ -82,9 +83,7 @@ class ConnBuffer:
             TypeError: not whole numbers.
             HMCError: they don't.
         """
-        for name, value in (("offset", offset), ("nbytes", nbytes)):
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} is {value!r}; give a whole number of bytes")
+        offset, nbytes = whole(offset, "offset"), whole(nbytes, "nbytes")
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise HMCError(f"Buffer overflow: offset {offset} + {nbytes} bytes, the buffer has {self.size}")
         return offset
@@ -296,9 +295,7 @@ def _kind(data: Any, device: str | None) -> str:
 
 
 def _pointer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a device pointer is a whole number, not {type(value).__name__}")
-    return value
+    return whole(value, "a device pointer")
 
 
 def _needed(nbytes: int | None) -> int:

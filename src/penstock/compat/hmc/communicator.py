@@ -14,6 +14,7 @@ from penstock.compat.hmc.control import Control, CtrlLink, uds_path
 from penstock.compat.hmc.enums import ConnType, Status, member
 from penstock.compat.hmc.errors import status_of
 from penstock.compat.hmc.pending import Pending
+from penstock.compat.hmc.whole import whole
 from penstock.errors import ConfigError, TransportUnavailable
 from penstock.transfer.operation import Operation
 
@@ -84,16 +85,18 @@ class Communicator:
         core = buffer.core if isinstance(buffer, IOBuffer) else buffer
         if not isinstance(core, ConnBuffer):
             raise TypeError(f"buffer is {type(buffer).__name__}; give a ConnBuffer or an IOBuffer")
-        if isinstance(num_chs, bool) or not isinstance(num_chs, int):
-            raise TypeError(f"num_chs is {num_chs!r}; give a whole number")
-        if num_chs < 1:
+        if whole(num_chs, "num_chs") < 1:
             raise ConfigError(f"num_chs is {num_chs}; give at least 1")
         self.connections = Connections(core, token=token, timeout_s=timeout_s)
         self.control = Control(token=token, timeout_s=timeout_s)
         self.pending = Pending()
         self.timeout_s = timeout_s
         self.last_error: Exception | None = None
-        self.close = weakref.finalize(self, _close, self.connections, self.control, self.pending)
+        self._end = weakref.finalize(self, _close, self.connections, self.control, self.pending)
+
+    def close(self) -> None:
+        """Ends everything but the buffer, and wakes whoever waits; again is a no-op. Letting go of it does the same."""
+        self._end()
 
     # Data, keyed by ip alone as in v0.1.
 
@@ -164,7 +167,7 @@ class Communicator:
     @_status
     def initServer(self, ip: str, port: int, connType: Any = ConnType.RDMA) -> None:
         """Lets peers in at exactly this address."""
-        self.connections.listen(ip, int(port), kind_of(connType))
+        self.connections.listen(ip, whole(port, "port"), kind_of(connType))
 
     @_status
     def closeServer(self) -> None:

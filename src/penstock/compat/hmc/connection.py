@@ -11,6 +11,7 @@ from penstock.compat.hmc.buffer import ConnBuffer
 from penstock.compat.hmc.enums import ConnType, MemoryType
 from penstock.compat.hmc.line import Line
 from penstock.compat.hmc.rendezvous import Offer
+from penstock.compat.hmc.whole import whole
 from penstock.errors import TransferError
 from penstock.transfer import Agent, Transfer
 from penstock.transfer.operation import Operation
@@ -106,9 +107,7 @@ class Connection:
 
 
 def _check_bounds(whose: str, size: int, offset: int, nbytes: int) -> None:
-    for name, value in (("offset", offset), ("size", nbytes)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} is {value!r}; give a whole number of bytes")
+    offset, nbytes = whole(offset, "offset"), whole(nbytes, "size")
     if offset < 0 or nbytes < 0 or offset + nbytes > size:
         raise TransferError(f"{nbytes} bytes at offset {offset} don't fit {whose}, which has {size}")
 

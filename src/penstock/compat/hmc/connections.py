@@ -19,6 +19,7 @@ from penstock.compat.hmc.enums import ConnType, MemoryType
 from penstock.compat.hmc.greeting import refuse
 from penstock.compat.hmc.line import Line, deadline_after, remaining
 from penstock.compat.hmc.rendezvous import Offer
+from penstock.compat.hmc.whole import whole
 from penstock.errors import (
     ClosedError,
     ConfigError,
@@ -66,10 +67,10 @@ class Connections:
         """Lets peers in at exactly this address; a second time for a kind of connection is a no-op."""
         if conn in self._listening:
             return
-        bound = self._doorway.listen_tcp(conn.name, ip, port)
+        address, bound = self._doorway.listen_tcp(conn.name, ip, port)
         try:
-            if not ipaddress.ip_address(ip).is_unspecified:
-                self._agent(conn, ip)  # what it lacks is said here, not to the first peer
+            if not ipaddress.ip_address(address).is_unspecified:
+                self._agent(conn, address)  # what it lacks is said here, not to the first peer
         except BaseException:
             self._doorway.shut(conn.name)
             raise
@@ -245,9 +246,7 @@ def port_number(port: Any) -> int:
         TypeError: no whole number.
         ConfigError: none of 1 to 65535.
     """
-    if isinstance(port, bool) or not hasattr(port, "__index__"):
-        raise TypeError(f"port is {port!r}; give a whole number")
-    number = int(port)
+    number = whole(port, "port")
     if not 1 <= number <= 65535:
         raise ConfigError(f"port is {number}; give 1 to 65535")
     return number

@@ -17,6 +17,7 @@ from penstock.compat.hmc import greeting
 from penstock.compat.hmc.doorway import Doorway, same_user
 from penstock.compat.hmc.enums import CtrlTransport
 from penstock.compat.hmc.line import INT, Frame, Line, deadline_after, remaining
+from penstock.compat.hmc.whole import whole
 from penstock.config import choice
 from penstock.errors import (
     ClosedError,
@@ -59,11 +60,10 @@ def peer_number(value: object) -> int:
         TypeError: no whole number.
         ConfigError: outside of 32 bits.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a peer's id is a whole number, not {value!r}")
-    if not 0 <= value < 1 << 32:
-        raise ConfigError(f"a peer's id is {value}; give 0 to {(1 << 32) - 1}")
-    return value
+    number = whole(value, "a peer's id")
+    if not 0 <= number < 1 << 32:
+        raise ConfigError(f"a peer's id is {number}; give 0 to {(1 << 32) - 1}")
+    return number
 
 
 def choose_transport(local_ip: str, peer_ip: str) -> CtrlTransport:
@@ -117,7 +117,7 @@ class Control:
         """
         self._become(self_id)
         by_tcp = self._port is None
-        port = self._doorway.listen_tcp("tcp", bind_ip, tcp_port) if by_tcp else self._port
+        port = self._doorway.listen_tcp("tcp", bind_ip, tcp_port)[1] if by_tcp else self._port
         try:
             if path and "uds" not in self._doorway.doors:
                 self._doorway.listen_unix("uds", Path(path))
@@ -151,9 +151,7 @@ class Control:
 
     def send(self, peer: int, tag: int, timeout_s: float | None = None) -> None:
         """Sends a tag, a number of 64 bits, after all that were sent to this peer before."""
-        if isinstance(tag, bool) or not isinstance(tag, int):
-            raise TypeError(f"a tag is a whole number, not {tag!r}")
-        if not 0 <= tag < _TAG_LIMIT:
+        if not 0 <= whole(tag, "a tag") < _TAG_LIMIT:
             raise ConfigError(f"a tag is {tag}; give 0 to {_TAG_LIMIT - 1}")
         deadline = deadline_after(self._timeout_s if timeout_s is None else timeout_s)
         self._line(peer, None).send(Frame(INT, 0, _TAG.pack(tag)), deadline)

@@ -35,6 +35,7 @@ class Doorway:
     def __init__(self, greet: Callable[[Line, str], None], name: str) -> None:
         self._greet = greet
         self._name = name
+        self._pid = os.getpid()
         self._doors: dict[str, socket.socket] = {}
         self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -48,8 +49,8 @@ class Doorway:
         """Names of the doors that are open."""
         return list(self._doors)
 
-    def listen_tcp(self, door: str, ip: str, port: int) -> int:
-        """Opens a door on exactly this address; returns its port, which the system chooses for 0.
+    def listen_tcp(self, door: str, ip: str, port: int) -> tuple[str, int]:
+        """Opens a door on exactly this address; returns address and port, which the system chooses for 0.
 
         Raises:
             TransferError: the port is busy, or the address isn't one of this machine's.
@@ -67,7 +68,8 @@ class Doorway:
             listener.close()
             raise ConfigError(f"port is {port}; give 1 to 65535") from None
         self._open(door, listener)
-        return int(listener.getsockname()[1])
+        address: tuple[str, int] = listener.getsockname()[:2]
+        return address
 
     def listen_unix(self, door: str, path: Path) -> None:
         """Opens a door at a path, for this user alone. A socket that nobody listens on any more is replaced.
@@ -93,12 +95,15 @@ class Doorway:
         with self._lock:
             listener = self._doors.pop(door, None)
             path = self._paths.pop(door, None)
-        if listener is not None:
+        ours = os.getpid() == self._pid  # a forked child lets go of its copies, and leaves its parent alone
+        if listener is not None and not ours:
+            listener.close()
+        elif listener is not None:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
             self._rouse()
-        if path is not None:
+        if path is not None and ours:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -125,7 +130,7 @@ class Doorway:
         self._rouse()
 
     def _rouse(self) -> None:
-        if self._wake is not None:
+        if self._wake is not None and os.getpid() == self._pid:
             with contextlib.suppress(OSError):
                 self._wake[1].send(b"\0", socket.MSG_DONTWAIT)
 

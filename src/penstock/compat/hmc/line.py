@@ -6,6 +6,8 @@ than the receiver expects ends the line before a byte of it is read.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import socket
 import struct
@@ -53,6 +55,7 @@ class Line:
     def __init__(self, connection: socket.socket, name: str) -> None:
         connection.setblocking(False)
         self._socket = connection
+        self._pid = os.getpid()
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         self._arrived = bytearray()
@@ -131,14 +134,12 @@ class Line:
             return Frame(kind, flags, payload)
 
     def close(self) -> None:
-        """Ends the line and wakes whoever waits on it; again is a no-op."""
+        """Ends the line and wakes whoever waits on it; again is a no-op. A forked child only lets go of its copy."""
         self.closed = True
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended already
-        finally:
-            self._socket.close()
+        if os.getpid() == self._pid:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
     def _fill(self, nbytes: int, deadline: float) -> None:
         while len(self._arrived) < nbytes:

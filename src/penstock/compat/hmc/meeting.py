@@ -14,6 +14,7 @@ from penstock.compat.hmc.connections import port_number
 from penstock.compat.hmc.control import CtrlLink, choose_transport, uds_path
 from penstock.compat.hmc.enums import ConnType
 from penstock.compat.hmc.errors import operation
+from penstock.compat.hmc.whole import whole
 from penstock.config import lookup
 from penstock.errors import ConfigError, DeadlineExceeded, TransportUnavailable
 
@@ -223,4 +224,4 @@ def _form(call: str, names: str, given: tuple[Any, ...], without: tuple[Any, ...
 
 
 def _listening_port(port: Any) -> int:
-    return 0 if port == 0 and not isinstance(port, bool) else port_number(port)
+    return 0 if whole(port, "port") == 0 else port_number(port)

@@ -124,7 +124,7 @@ class Session(Remote):
         """
         if isinstance(size, str):
             ip, size = size, ip
-        if not isinstance(ip, str) or isinstance(size, bool) or not isinstance(size, int):
+        if not isinstance(ip, str):
             raise TypeError(f"get({ip!r}, {size!r}): give an ip as text and a size as a whole number")
         found = self._connections.find(ip, None, kind_of(conn))
         with self.alone():
