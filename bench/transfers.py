@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _common as common
-from _transfers import networks, pair, report
+from _transfers import networks, pair, quiet, report
 from _transfers.contestants import CONTESTANTS, NETWORK, SAME_HOST
 
 _TIMEOUT_S = 300.0
@@ -45,7 +46,8 @@ def measure(
         wanted = [group for group in CONTESTANTS[name].groups if group in groups and group in SAME_HOST]
         if not wanted:
             return common.Outcome({"items": {}, "transport": "", "clock_ns": 0.0})
-        return common.run_child(_command(name, wanted, options), timeout_s=_TIMEOUT_S)
+        command = _command(name, wanted, options)
+        return _quietest(options, partial(common.run_child, command, timeout_s=_TIMEOUT_S))
 
     return common.in_turn(names, options.rounds, run)
 
@@ -57,13 +59,17 @@ def measure_network(options: argparse.Namespace, names: Sequence[str]) -> dict[s
 
         def run(name: str) -> common.Outcome:
             if name == _PERFTEST:
-                return _perftest(here, there, options.quick)
+                return _quietest(options, partial(_perftest, here, there, options.quick))
             ends = ["--address", here.address, "--target-address", there.address]
             ends += ["--target-prefix", " ".join(there.prefix)]
             command = [*here.prefix, *_command(name, NETWORK, options), *ends]
-            return common.run_child(command, timeout_s=_TIMEOUT_S)
+            return _quietest(options, partial(common.run_child, command, timeout_s=_TIMEOUT_S))
 
         return common.in_turn([*names, _PERFTEST], options.rounds, run)
+
+
+def _quietest(options: argparse.Namespace, run: Callable[[], common.Outcome]) -> common.Outcome:
+    return quiet.quietest(run, options.tries, options.other_cores)
 
 
 def _perftest(here: networks.Place, there: networks.Place, quick: bool) -> common.Outcome:
@@ -98,6 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget-s", type=float, default=0.4, help="how long one figure of a round is measured")
+    parser.add_argument("--tries", type=int, default=1, help="repeat a run with much other work, at most so often")
+    parser.add_argument("--other-cores", type=float, default=0.2, help="so much other work is borne")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="these contestants")
     parser.add_argument("--groups", default=",".join(SAME_HOST + NETWORK), help="such as latency,bulk")
     parser.add_argument("--quick", action="store_true", help="one short round")

@@ -15,6 +15,7 @@ from .goals import OURS, USER, Figures, goals
 
 _PACKAGES = ("numpy", "nixl-cu12", "libucx-cu12", "mooncake-transfer-engine", "pyzmq", "torch")
 _COLUMNS = ["", "p50 us (low-high)", "p99 us", "GB/s", "x penstock", "x penstock, user memory"]
+_WORTH_SAYING = 0.1
 
 Outcomes = Mapping[str, Sequence[common.Outcome]]
 
@@ -80,6 +81,9 @@ def _show_items(title: str, outcomes: Outcomes, reason: str = "") -> None:
         transport = next((outcome.result["transport"] for outcome in rounds if outcome.result), "")
         if transport:
             print(f"- {name}: {transport}")
+        others = [outcome.result["other_cores"] for outcome in rounds if (outcome.result or {}).get("items")]
+        if others and max(others) >= _WORTH_SAYING:
+            print(f"- {name}: other work took {common.Spread.of(others).show('{:.2f}')} cores meanwhile")
         failed = [outcome for outcome in rounds if outcome.result is None]
         if failed:
             print(f"- {name}: {len(failed)} of {len(rounds)} rounds failed: {failed[0].reason}")
