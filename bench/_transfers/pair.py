@@ -40,8 +40,11 @@ def initiate(options: Any) -> None:
     names = [options.contestant, "--side", "target", "--link", str(theirs.fileno())]
     addressed = ["--address", options.target_address] if options.target_address else []
     command = [*options.target_prefix.split(), sys.executable, str(_SCRIPT), "--contestant", *names, *addressed]
+    command += ["--pin"] if options.pin else []
     target = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=sys.stderr)
     theirs.close()
+    if options.pin:
+        _pin(-1)
     side = make(options.contestant, "initiator", options.address)
     initiator = _Initiator(side, ours, options.budget_s)
     found = initiator.measure(options.groups.split(","))
@@ -55,12 +58,19 @@ def initiate(options: Any) -> None:
 
 def attend(options: Any) -> None:
     """What the target's process does until the initiator hangs up."""
+    if options.pin:
+        _pin(0)
     link = Connection(options.link)
     target = _Target(make(options.contestant, "target", options.address), link)
     with contextlib.suppress(EOFError, ConnectionResetError):
         target.run()
     target.side.close()
     os._exit(0)
+
+
+def _pin(which: int) -> None:
+    """One core for each end: they never take turns on one, whatever else runs."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[which]})
 
 
 def make(contestant: str, name: str, address: str | None) -> Side:

@@ -38,6 +38,7 @@ class Penstock(Side):
     def operation(self, kind: str, rows: np.ndarray) -> Operation:
         local, remote = self._prepared(rows)
         transfer = self._agent.transfer(kind, local, remote)
+        self.transport = transfer.transport
         post, wait = transfer.post, transfer.wait
 
         def run() -> None:
