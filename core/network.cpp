@@ -21,6 +21,8 @@ using Clock = Network::Clock;
 constexpr auto kMostSpin = std::chrono::microseconds(50);
 constexpr auto kLongestSleep = std::chrono::seconds(60);
 constexpr int kMostPartings = 64;
+constexpr size_t kMostListeners = 256;
+constexpr auto kSevering = std::chrono::milliseconds(200);  // how long UCX may take to find a socket shut
 
 bool same_secret(std::string_view a, std::string_view b) {
   if (a.size() != b.size()) return false;
@@ -109,8 +111,12 @@ Network::Network(std::shared_ptr<Registry> registry, std::shared_ptr<Inbox> inbo
       pid_(getpid()),
       context_(std::make_shared<UcxContext>(api_, options_.settings, wishes(options_))) {
   out_ = std::make_unique<UcxWorker>(context_, [this](const Arrival& arrival) { return on_answer(arrival); });
+  const auto before = tcp_sockets();
   in_ = std::make_unique<UcxWorker>(context_, [this](const Arrival& arrival) { return on_request(arrival); });
-  address_ = seal_address(in_->address());
+  for (const TcpSocket& socket : new_sockets(before, tcp_sockets())) {
+    if (socket.listening && listeners_.size() < kMostListeners) listeners_.push_back(socket.local);
+  }
+  address_ = seal_address({in_->address(), listeners_});
   transports_ = list_transports(*context_);
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   for (const int fd : {out_->event_fd(), in_->event_fd(), waker_->fd()}) {
@@ -131,7 +137,7 @@ Network::~Network() {
 
 std::shared_ptr<NetworkLink> Network::connect(const std::shared_ptr<Network>& self, std::string_view address,
                                               std::string_view secret, Deadline deadline) {
-  const auto worker_address = unseal_address(address);
+  const std::optional<WorkerAddress> worker_address = unseal_address(address);
   if (!worker_address) throw Error(ErrorCode::peer_unreachable, "the peer's network address is damaged");
   Lock lock(*self);
   if (self->closing_) throw Error(ErrorCode::closed, "this agent is closed");
@@ -245,7 +251,13 @@ Clock::time_point Network::next_due_locked() const {
 
 void Network::tend_locked(Clock::time_point now) {
   const auto doomed = std::exchange(doomed_, {});
-  for (const auto& endpoint : doomed) endpoint->close();
+  for (const Doomed& one : doomed) {
+    if (now < one.at && !one.endpoint->broken()) {
+      doomed_.push_back(one);
+    } else {
+      one.endpoint->close();
+    }
+  }
   if (!doomed.empty()) changed_.notify_all();
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const auto transfer = deadlines_.begin()->second->shared_from_this();
@@ -311,7 +323,20 @@ void Network::forget_locked(const NetworkSession& session) {
 }
 
 void Network::doom_locked(std::shared_ptr<Endpoint> endpoint) {
-  if (endpoint) doomed_.push_back(std::move(endpoint));
+  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::time_point::min()});
+}
+
+void Network::sever_locked(std::shared_ptr<Endpoint> endpoint, const std::vector<TcpSocket>& sockets) {
+  for (const TcpSocket& socket : sockets) shut_down(socket);
+  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::now() + kSevering});
+}
+
+std::vector<TcpSocket> Network::accepted_from(const std::vector<SocketName>& remote) const {
+  std::vector<TcpSocket> accepted;
+  for (const TcpSocket& socket : tcp_sockets()) {
+    if (contains(listeners_, socket.local) && contains(remote, socket.remote())) accepted.push_back(socket);
+  }
+  return accepted;
 }
 
 void Network::part_locked(const std::shared_ptr<Endpoint>& endpoint, Outgoing last) {
@@ -370,19 +395,23 @@ void Network::on_hello(const Hello& hello) {
   }
 }
 
-std::string seal_address(std::string_view address) {
-  const uint32_t sum = crc32c(address.data(), address.size());
-  std::string sealed(reinterpret_cast<const char*>(&sum), sizeof(sum));
-  return sealed.append(address);
+std::string seal_address(const WorkerAddress& address) {
+  const auto count = static_cast<uint32_t>(address.listeners.size());
+  const std::string body = std::string(reinterpret_cast<const char*>(&count), sizeof(count)) +
+                           pack_names(address.listeners) + address.ucx;
+  const uint32_t sum = crc32c(body.data(), body.size());
+  return std::string(reinterpret_cast<const char*>(&sum), sizeof(sum)) + body;
 }
 
-std::optional<std::string_view> unseal_address(std::string_view sealed) {
-  uint32_t sum = 0;
-  if (sealed.size() <= sizeof(sum) || sealed.size() > kMaxAddress) return std::nullopt;
-  std::memcpy(&sum, sealed.data(), sizeof(sum));
-  sealed.remove_prefix(sizeof(sum));
-  if (crc32c(sealed.data(), sealed.size()) != sum) return std::nullopt;
-  return sealed;
+std::optional<WorkerAddress> unseal_address(std::string_view sealed) {
+  uint32_t head[2];
+  if (sealed.size() <= sizeof(head) || sealed.size() > kMaxAddress) return std::nullopt;
+  std::memcpy(head, sealed.data(), sizeof(head));
+  if (crc32c(sealed.data() + sizeof(uint32_t), sealed.size() - sizeof(uint32_t)) != head[0]) return std::nullopt;
+  sealed.remove_prefix(sizeof(head));
+  if (head[1] > sealed.size() / sizeof(SocketName)) return std::nullopt;
+  const size_t names = head[1] * sizeof(SocketName);
+  return WorkerAddress{std::string(sealed.substr(names)), unpack_names(sealed.substr(0, names))};
 }
 
 }  // namespace penstock

@@ -24,6 +24,7 @@
 #include "network_plan.h"
 #include "network_worker.h"
 #include "registry.h"
+#include "tcp_sockets.h"
 
 namespace penstock {
 
@@ -110,6 +111,11 @@ class Network {
   void forget_locked(const NetworkSession& session);
   // Closes it after the current turn (UCX may be in the middle of one of its callbacks).
   void doom_locked(std::shared_ptr<Endpoint> endpoint);
+  // The same for a peer that is silent: its sockets are shut down first, so that UCX lets go of what is under way.
+  void sever_locked(std::shared_ptr<Endpoint> endpoint, const std::vector<TcpSocket>& sockets);
+  // Where peers connect to, and what of ours that a peer who connected from there uses.
+  const std::vector<SocketName>& listeners() const { return listeners_; }
+  std::vector<TcpSocket> accepted_from(const std::vector<SocketName>& remote) const;
   // Says one last thing and closes.
   void part_locked(const std::shared_ptr<Endpoint>& endpoint, Outgoing last);
   void watch_locked(Deadline deadline, NetworkTransfer* transfer) { deadlines_.emplace(deadline, transfer); }
@@ -147,7 +153,11 @@ class Network {
   std::unordered_map<uint64_t, std::shared_ptr<NetworkLink>> links_;
   std::unordered_map<uint64_t, std::shared_ptr<NetworkSession>> sessions_;
   std::set<std::pair<Deadline, NetworkTransfer*>> deadlines_;
-  std::vector<std::shared_ptr<Endpoint>> doomed_;
+  struct Doomed {
+    std::shared_ptr<Endpoint> endpoint;
+    Clock::time_point at;  // unless UCX finds it broken before
+  };
+  std::vector<Doomed> doomed_;
   int partings_ = 0;
   bool closing_ = false;
   bool stopping_ = false;
@@ -160,6 +170,7 @@ class Network {
   std::condition_variable ended_;
 
   std::string address_;
+  std::vector<SocketName> listeners_;
   std::string transports_;
   int epoll_fd_ = -1;
   std::shared_ptr<UcxContext> context_;
@@ -168,8 +179,13 @@ class Network {
   std::thread thread_;
 };
 
-// A worker's address as peers get it, with a checksum, and back. Nothing = it is damaged.
-std::string seal_address(std::string_view address);
-std::optional<std::string_view> unseal_address(std::string_view sealed);
+// Where peers find a worker: UCX's address, and the sockets that it listens on.
+struct WorkerAddress {
+  std::string ucx;
+  std::vector<SocketName> listeners;
+};
+// As it stands in metadata, with a checksum, and back. Nothing = it is damaged.
+std::string seal_address(const WorkerAddress& address);
+std::optional<WorkerAddress> unseal_address(std::string_view sealed);
 
 }  // namespace penstock

@@ -35,9 +35,11 @@ std::string NetworkLink::transport() {
   return endpoint_ ? endpoint_->transport() : "";
 }
 
-void NetworkLink::open_locked(std::string_view address, std::string_view secret) {
+void NetworkLink::open_locked(const WorkerAddress& address, std::string_view secret) {
+  listeners_ = address.listeners;
+  const auto before = tcp_sockets();
   // What goes wrong before there is an answer is no loss: there was nothing yet.
-  endpoint_ = Endpoint::open(network_->out(), address, [weak = weak_from_this()](ucs_status_t status) {
+  endpoint_ = Endpoint::open(network_->out(), address.ucx, [weak = weak_from_this()](ucs_status_t status) {
     const auto self = weak.lock();
     if (!self) return;
     const ErrorCode code = self->connecting_locked() ? ErrorCode::peer_unreachable : ErrorCode::peer_lost;
@@ -45,7 +47,12 @@ void NetworkLink::open_locked(std::string_view address, std::string_view secret)
   });
   const NetworkOptions& own = network_->options();
   const std::string back = network_->out().address();
-  endpoint_->send(write_message(Hello{id_, secret, own.instance, own.name, back}));
+  sockets_ = new_sockets(before, tcp_sockets());
+  std::vector<SocketName> names;
+  for (const TcpSocket& socket : sockets_) names.push_back(socket.local);
+  std::string packed = pack_names(names);
+  packed.resize(std::min(packed.size(), kMaxSockets));
+  endpoint_->send(write_message(Hello{id_, secret, own.instance, own.name, back, packed}));
 }
 
 ucs_status_t NetworkLink::handle_locked(const Message& message, const Arrival& arrival) {
@@ -152,10 +159,19 @@ void NetworkLink::tend_locked(Network::Clock::time_point now) {
     case Heartbeat::Verdict::fine: return;
     case Heartbeat::Verdict::ask: endpoint_->send(write_message(Ping{session_})); return;
     case Heartbeat::Verdict::lost:
+      network_->sever_locked(std::exchange(endpoint_, nullptr), own_sockets());
       lose_locked(ErrorCode::peer_lost,
                   "nothing was heard of the peer for " +
                       std::to_string(std::chrono::duration<double>(network_->options().peer_timeout).count()) + " s");
   }
+}
+
+std::vector<TcpSocket> NetworkLink::own_sockets() const {
+  std::vector<TcpSocket> own;
+  for (const TcpSocket& socket : sockets_) {
+    if (contains(listeners_, socket.remote())) own.push_back(socket);
+  }
+  return own;
 }
 
 void NetworkLink::start_locked(const std::shared_ptr<NetworkTransfer>& transfer) {

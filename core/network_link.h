@@ -40,7 +40,7 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   // From here on: with the lock held.
   uint64_t id() const { return id_; }
   Network& network() { return *network_; }
-  void open_locked(std::string_view address, std::string_view secret);
+  void open_locked(const WorkerAddress& address, std::string_view secret);
   bool connecting_locked() const { return state_ == State::connecting; }
   bool alive_locked() const { return state_ == State::open; }
   Error why_locked() const { return Error(lost_code_, lost_); }
@@ -76,6 +76,7 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   ucs_status_t on(const End& message);
   ucs_status_t on(const Credit& message);
   std::shared_ptr<NetworkTransfer> find(uint64_t transfer) const;
+  std::vector<TcpSocket> own_sockets() const;
 
   const std::shared_ptr<Network> network_;
   const uint64_t id_;
@@ -84,6 +85,8 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   std::string lost_;
   std::string peer_name_;
   std::shared_ptr<Endpoint> endpoint_;
+  std::vector<TcpSocket> sockets_;     // that may be this connection's
+  std::vector<SocketName> listeners_;  // that it leads to
   uint64_t session_ = 0;
   Heartbeat heartbeat_;
 

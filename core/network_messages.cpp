@@ -77,10 +77,11 @@ std::optional<size_t> sum_lengths(const Rows& rows, size_t most) {
 }
 
 std::optional<Message> parse_hello(const Head& head, Payload payload) {
-  Hello hello{head.to, {}, {}, {}, {}};
+  Hello hello{head.to, {}, {}, {}, {}, {}};
   std::string_view rest = text_of(payload);
   if (!take_text(rest, kMaxName, hello.secret) || !take_text(rest, kMaxName, hello.instance) ||
-      !take_text(rest, kMaxName, hello.name) || !take_text(rest, kMaxAddress, hello.address) || !rest.empty()) {
+      !take_text(rest, kMaxName, hello.name) || !take_text(rest, kMaxAddress, hello.address) ||
+      !take_text(rest, kMaxSockets, hello.sockets) || !rest.empty()) {
     return std::nullopt;
   }
   return hello;
@@ -188,7 +189,7 @@ std::optional<Message> parse_message(const std::byte* header, size_t header_size
 
 Outgoing write_message(const Hello& message) {
   std::string payload;
-  for (const std::string_view text : {message.secret, message.instance, message.name, message.address}) {
+  for (const std::string_view text : {message.secret, message.instance, message.name, message.address, message.sockets}) {
     put_text(payload, text);
   }
   return {Header(head_of(MessageType::hello, message.link)), std::move(payload)};

@@ -35,6 +35,7 @@ NetworkSession::NetworkSession(Network& network, uint64_t id, const Hello& hello
     : network_(network),
       id_(id),
       link_(hello.link),
+      sockets_(unpack_names(hello.sockets)),
       heartbeat_(network.options().peer_timeout, Network::Clock::now()),
       mailbox_(std::make_shared<NetworkMailbox>(std::string(hello.name), network.waker())) {}
 
@@ -96,7 +97,10 @@ void NetworkSession::tend(Network::Clock::time_point now) {
   switch (heartbeat_.check(now)) {
     case Heartbeat::Verdict::fine: return;
     case Heartbeat::Verdict::ask: endpoint_->send(write_message(Ping{link_})); return;
-    case Heartbeat::Verdict::lost: lose(); return;
+    case Heartbeat::Verdict::lost:
+      network_.sever_locked(std::exchange(endpoint_, nullptr), network_.accepted_from(sockets_));
+      lose();
+      return;
   }
 }
 

@@ -158,6 +158,7 @@ std::shared_ptr<Endpoint> Endpoint::open(UcxWorker& worker, std::string_view add
 
 void Endpoint::on_error(void* self, ucp_ep_h, ucs_status_t status) {
   auto* endpoint = static_cast<Endpoint*>(self);
+  endpoint->broken_ = true;
   if (endpoint->on_error_) std::exchange(endpoint->on_error_, {})(status);
 }
 
@@ -204,7 +205,6 @@ void Endpoint::flush(Done done) {
 }
 
 void Endpoint::close() {
-  on_error_ = {};
   if (!open()) return;
   // UCX may call the error handler until the closing has ended: the endpoint lives as long.
   auto* operation = new Pending{&worker_, [self = shared_from_this()](ucs_status_t) {}, {Header(0), {}}};

@@ -105,6 +105,8 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   // At once; what was under way ends with an error. Nothing can be sent afterwards. Safe twice.
   void close();
   bool open() const { return handle_ != nullptr; }
+  // UCX has found it broken.
+  bool broken() const { return broken_; }
   // Such as "tcp/eth0"; several are joined by commas.
   std::string transport() const;
 
@@ -116,6 +118,7 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   UcxWorker& worker_;
   std::function<void(ucs_status_t)> on_error_;
   ucp_ep_h handle_ = nullptr;
+  bool broken_ = false;
 };
 
 }  // namespace penstock

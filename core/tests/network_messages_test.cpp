@@ -48,7 +48,7 @@ const std::vector<Row> kRows{{1, 0, 11, 4096, 3}, {2, 0, 12, 8192, 5}};
 
 std::vector<Bytes> one_of_each() {
   return {
-      written(Hello{7, "secret", "instance", "name", "address"}),
+      written(Hello{7, "secret", "instance", "name", "address", "sockets"}),
       written(Welcome{7, 8, "owner"}),
       written(Refused{7, 10, "no"}),
       bytes_of(write_header(Write{8, 1, 3, kRows[0]}), "abc"),
@@ -71,7 +71,7 @@ void they_come_back_as_they_were_written() {
   for (const Bytes& bytes : all) CHECK(parse(bytes).has_value());
   const auto hello = parsed<Hello>(all[0]);
   CHECK(hello.link == 7 && hello.secret == "secret" && hello.instance == "instance" && hello.name == "name" &&
-        hello.address == "address");
+        hello.address == "address" && hello.sockets == "sockets");
   const auto welcome = parsed<Welcome>(all[1]);
   CHECK(welcome.to == 7 && welcome.session == 8 && welcome.name == "owner");
   const auto refused = parsed<Refused>(all[2]);
@@ -142,8 +142,8 @@ void lengths_that_do_not_agree_are_refused() {
 void bounds_are_kept() {
   CHECK(parse(written(Notify{8, 0, std::string(kMaxNotification, 'x')})));
   CHECK(!parse(written(Notify{8, 0, std::string(kMaxNotification + 1, 'x')})));
-  CHECK(!parse(written(Hello{7, std::string(kMaxName + 1, 's'), "", "", ""})));
-  CHECK(!parse(written(Hello{7, "", "", "", std::string(kMaxAddress + 1, 'a')})));
+  CHECK(!parse(written(Hello{7, std::string(kMaxName + 1, 's'), "", "", "", ""})));
+  CHECK(!parse(written(Hello{7, "", "", "", std::string(kMaxAddress + 1, 'a'), ""})));
   CHECK(parsed<End>(written(End{7, 1, 1, std::string(10000, 't')})).text.size() == kMaxText);
   const Bytes ping = written(Ping{7});
   CHECK(!parse({ping.header, "x"}));

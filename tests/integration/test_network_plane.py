@@ -377,6 +377,17 @@ def test_a_peer_that_stops_in_the_middle(nodes, operation):
     assert initiator.quiet(3.0)  # although its kernel still holds our line open
 
 
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_an_owner_gets_its_memory_back_from_an_initiator_that_stops(nodes, operation):
+    owner = nodes("owner", nbytes=16 * MIB, peer_timeout_s=1.0)
+    initiator = nodes("initiator", nbytes=16 * MIB)
+    initiator.connect(owner.about)
+    initiator.start(operation, [[0, 0, 16 * MIB]] * 256, merge=False, timeout_s=60.0)
+    initiator.process.send_signal(signal.SIGSTOP)
+    owner.retire()
+    assert owner.wait_quiet(4.0)
+
+
 def test_a_quiet_link_stays_alive_and_costs_nothing(nodes):
     owner = nodes("owner", peer_timeout_s=0.4)
     initiator = nodes("initiator", peer_timeout_s=0.4)
