@@ -397,8 +397,8 @@ void Network::on_hello(const Hello& hello) {
 
 std::string seal_address(const WorkerAddress& address) {
   const auto count = static_cast<uint32_t>(address.listeners.size());
-  const std::string body = std::string(reinterpret_cast<const char*>(&count), sizeof(count)) +
-                           pack_names(address.listeners) + address.ucx;
+  const std::string body =
+      std::string(reinterpret_cast<const char*>(&count), sizeof(count)) + pack_names(address.listeners) + address.ucx;
   const uint32_t sum = crc32c(body.data(), body.size());
   return std::string(reinterpret_cast<const char*>(&sum), sizeof(sum)) + body;
 }

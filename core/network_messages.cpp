@@ -189,7 +189,8 @@ std::optional<Message> parse_message(const std::byte* header, size_t header_size
 
 Outgoing write_message(const Hello& message) {
   std::string payload;
-  for (const std::string_view text : {message.secret, message.instance, message.name, message.address, message.sockets}) {
+  for (const std::string_view text :
+       {message.secret, message.instance, message.name, message.address, message.sockets}) {
     put_text(payload, text);
   }
   return {Header(head_of(MessageType::hello, message.link)), std::move(payload)};

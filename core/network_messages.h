@@ -22,7 +22,7 @@ static_assert(std::endian::native == std::endian::little, "messages are written 
 inline constexpr uint8_t kNetworkVersion = 1;
 inline constexpr size_t kMaxName = 256;          // bytes of a name, an instance or a secret
 inline constexpr size_t kMaxAddress = 16 << 10;  // of a worker's address
-inline constexpr size_t kMaxSockets = 64 * 20;      // of packed names of sockets
+inline constexpr size_t kMaxSockets = 64 * 20;   // of packed names of sockets
 inline constexpr size_t kMaxText = 512;          // of a reason
 inline constexpr size_t kMaxNotification = 1 << 20;
 inline constexpr uint32_t kMaxRows = 4096;  // of descriptors in one message

@@ -16,8 +16,9 @@
 namespace penstock {
 
 struct MessageSizes {
-  uint64_t direct_bytes = 128 << 10;  // from here on a piece goes straight into its place, by rendezvous
-  uint64_t chunk_bytes = 1 << 20;     // of which at most so much is one message
+  uint64_t direct_bytes =
+      256 << 10;                   // from here on a piece goes straight into its place, by rendezvous (measured: TCP)
+  uint64_t chunk_bytes = 1 << 20;  // of which at most so much is one message
   uint64_t packed_bytes = 256 << 10;  // smaller ones share a message of at most so many bytes
   uint32_t packed_rows = 2048;
 };
