@@ -56,7 +56,8 @@ void RemoteMemory::prune() {
   std::lock_guard lock(mutex_);
   std::set<uint64_t> used;
   for (const Registration& registration : registrations_) used.insert(registration.segment_id);
-  std::erase_if(segments_, [&](const auto& entry) { return !used.contains(entry.first); });
+  // One that was gone is asked for again: its owner may have registered it anew.
+  std::erase_if(segments_, [&](const auto& entry) { return entry.second == nullptr || !used.contains(entry.first); });
 }
 
 std::vector<uint64_t> RemoteMemory::unmapped() const {

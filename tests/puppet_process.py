@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,32 @@ class Acts:
         """The handlers that the kernel knows: masks of ignored and caught signals."""
         lines = Path("/proc/self/status").read_text().splitlines()
         return dict(line.split(":\t") for line in lines if line.startswith(("SigIgn", "SigCgt")))
+
+    def fork(self, code: str) -> int:
+        """Starts a child that runs the code, with `acts`, and ends with 0, or with 1 where it raises."""
+        child = os.fork()
+        if child:
+            return child
+        try:
+            self.run(code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    def reap(self, child: int, within_s: float = 10.0) -> int:
+        """The exit status of a child, as `os.waitpid` gives it; one that doesn't end says where it stands."""
+        deadline = time.monotonic() + within_s
+        while True:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                return status
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGUSR1)
+                time.sleep(0.5)
+                os.kill(child, signal.SIGKILL)
+                raise TimeoutError(f"child {child} doesn't end within {within_s} s; its stacks are in standard error")
+            time.sleep(0.001)
 
     def run(self, code: str) -> Any:
         """Runs a function body with `acts`; what only one test needs. Its ``return`` is the answer."""
