@@ -43,13 +43,17 @@ std::shared_ptr<const UcxApi> load(const NetworkOptions& options) {
   return UcxApi::load(options.library);
 }
 
-// What UCX should do unless it is told otherwise. TCP gives up a peer that takes nothing as soon as we do, so that what
-// is under way to it ends; and nobody waits for a connection while holding the lock. Its send buffers are as
-// large as its receive buffers, not an eighth of them: 1 MiB takes less than half the time.
+// What UCX should do unless it is told otherwise. TCP gives up a peer that takes nothing as soon as we do, and UCX one
+// that gives nothing (its process is stopped), so that what is under way to it ends; and nobody waits for a connection
+// while holding the lock. TCP's send buffers are as large as its receive buffers, not an eighth of them: 1 MiB takes
+// less than half the time.
 std::map<std::string, std::string> wishes(const NetworkOptions& options) {
   const auto timeout = std::chrono::ceil<std::chrono::milliseconds>(options.peer_timeout);
-  return {
-      {"TCP_USER_TIMEOUT", std::to_string(timeout.count()) + "ms"}, {"TCP_CONN_NB", "y"}, {"TCP_TX_SEG_SIZE", "64k"}};
+  const std::string milliseconds = std::to_string(timeout.count()) + "ms";
+  return {{"TCP_USER_TIMEOUT", milliseconds},
+          {"KEEPALIVE_INTERVAL", milliseconds},
+          {"TCP_CONN_NB", "y"},
+          {"TCP_TX_SEG_SIZE", "64k"}};
 }
 
 // "tcp/eth0,tcp/lo": from what UCX prints about a context, a line for each of its resources.
@@ -90,6 +94,7 @@ void Waker::clear() noexcept {
 }
 
 Network::Lock::Lock(Network& network) : network_(network), lock_(network.mutex_, std::defer_lock) {
+  network.refuse_child();
   network.claims_.fetch_add(1, std::memory_order_relaxed);
   lock_.lock();
   network.claims_.fetch_sub(1, std::memory_order_relaxed);
@@ -156,6 +161,10 @@ std::shared_ptr<NetworkLink> Network::connect(const std::shared_ptr<Network>& se
   }
   if (!link->alive_locked()) throw link->why_locked();
   return link;
+}
+
+void Network::refuse_child() const {
+  if (getpid() != pid_) throw Error(ErrorCode::closed, "an agent doesn't survive fork(); make a new one in the child");
 }
 
 void Network::close(Deadline deadline) {

@@ -94,6 +94,8 @@ class Network {
 
   // Moves UCX on once if nobody else does at the moment. For threads that wait for a transfer.
   void help();
+  // Throws Error(closed) in a forked child, which has neither our thread nor a mutex that anybody will unlock.
+  void refuse_child() const;
   // Sleeps until `transfer` has ended.
   void wait_ended(const NetworkTransfer& transfer, Deadline until);
 

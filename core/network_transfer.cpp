@@ -99,6 +99,7 @@ TransferState NetworkTransfer::poll() {
 }
 
 TransferState NetworkTransfer::wait(Deadline until) {
+  link_->network().refuse_child();
   const auto spin_until = std::min(until, Network::Clock::now() + kSpin);
   while (state() == TransferState::active && Network::Clock::now() < spin_until) link_->network().help();
   if (state() == TransferState::active) link_->network().wait_ended(*this, until);

@@ -376,6 +376,29 @@ def test_a_forked_child_that_lets_go_of_everything_harms_nobody() -> None:
         assert target.call("wait_notification", timeout_s=5) == [["initiator", b"still here"]]
 
 
+def test_children_of_a_busy_network_neither_hang_nor_disturb_it() -> None:
+    network = {"network": "loopback", "require": "tcp"}
+    with Puppet("target", **network) as target, Puppet("initiator", **network) as initiator:
+        ready(initiator, target, nbytes=16 << 20)
+        repeating = initiator.begin("repeat", key="t", for_s=2.0)
+        while not repeating.done():
+            child = initiator.aside(
+                "fork",
+                code="""
+for use in (acts.transfers["t"].post, lambda: acts.transfers["t"].wait(1), lambda: agent.peers["target"].connect(1)):
+    try:
+        use()
+    except Exception as error:
+        assert type(error).__name__ in ("ClosedError", "PeerLost"), error
+    else:
+        assert acts.transfers["t"].state != "ACTIVE", use""",
+            )
+            assert initiator.aside("reap", child=child, within_s=5.0) == 0, initiator.errors()
+        assert initiator.result(repeating)["error"] is None
+        assert initiator.call("post", key="t", notify=b"undisturbed") in ("ACTIVE", "DONE")
+        assert target.call("wait_notification", timeout_s=10) == [["initiator", b"undisturbed"]]
+
+
 def test_a_child_that_inherited_the_sockets_does_not_hide_its_parents_death() -> None:
     with Puppet("target") as target, Puppet("initiator") as initiator:
         ready(initiator, target)

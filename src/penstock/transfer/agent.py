@@ -517,10 +517,11 @@ class Agent:
         """In a child: what we share with peers is our parent's to use."""
         self._closed = "forked"
         self._finalizer.detach()
+        # Links of the network plane know by themselves; their locks may be held by threads that no longer are.
         for peer in [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]:
-            for link in peer._links():
-                if link is not None:
-                    link.lose("an agent doesn't survive fork(); make a new one in the child")
+            host_link, _ = peer._links()
+            if host_link is not None:
+                host_link.lose("an agent doesn't survive fork(); make a new one in the child")
 
     def __enter__(self) -> Agent:
         """Itself."""
