@@ -55,3 +55,42 @@ def test_the_first_example_between_two_processes():
     finally:
         owner.kill()
         initiator.kill()
+
+
+RECEIVER = """
+import sys
+import numpy as np
+{first}
+print(offer.hex(), flush=True)
+def train_on(array):
+    print(array.tolist(), flush=True)
+{second}
+"""
+
+SENDER = """
+import sys
+import numpy as np
+from penstock.transfer import Agent, channel
+offer = bytes.fromhex(sys.stdin.readline())
+batch = np.arange(3, dtype=np.float32)
+def make_batch_in(data):
+    np.asarray(data).view(np.float32)[:2] = [7, 8]
+    return 8
+{block}
+"""
+
+
+def test_the_channel_between_two_processes():
+    page = PAGE.read_text().partition("## Channels")[2]
+    offer, send, receive = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:3]
+    receiver, sender = (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for code in (RECEIVER.format(first=offer, second=receive), SENDER.format(block=send))
+    )
+    try:
+        sender.communicate(receiver.stdout.readline(), timeout=60)
+        assert receiver.communicate(timeout=60)[0] == "[0.0, 1.0, 2.0]\n[7.0, 8.0]\n"
+        assert (receiver.returncode, sender.returncode) == (0, 0)
+    finally:
+        receiver.kill()
+        sender.kill()
