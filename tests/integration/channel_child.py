@@ -1,7 +1,7 @@
 """The other end of a channel, in a process that tests may stop and kill.
 
 ``send COUNT`` reads an offer from stdin and sends messages 0 .. COUNT - 1; ``receive SLOTS SLOT_BYTES`` prints its
-offer and checks what comes. Both say on stdout how it went.
+offer and checks what comes. Both say on stdout how it went. ``PLANES`` are the ways in which the two may be connected.
 """
 
 import sys
@@ -10,6 +10,8 @@ import numpy as np
 
 from penstock.errors import PenstockError
 from penstock.transfer import Agent, channel
+
+PLANES = {"host": {}, "network": {"network": "loopback", "require": "tcp", "peer_timeout_s": 1.0}}
 
 
 def payload(sequence, slot_bytes):
@@ -42,8 +44,8 @@ def receive(agent, slots, slot_bytes):
 
 
 if __name__ == "__main__":
-    role, name, *numbers = sys.argv[1:]
-    with Agent(name, timeout_s=20.0) as ours:
+    role, plane, *numbers = sys.argv[1:]
+    with Agent(f"child-{role}", timeout_s=20.0, **PLANES[plane]) as ours:
         try:
             (send if role == "send" else receive)(ours, *map(int, numbers))
         except PenstockError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from penstock.errors import ClosedError, ConfigError, MetadataError, PenstockError
+from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PenstockError
 from penstock.sizes import whole_number
 from penstock.transfer.channel.credits import Allowance
 from penstock.transfer.channel.end import End
@@ -128,7 +130,20 @@ class Sender(End):
     async def sent(self, data: Any, timeout_s: float | None = None) -> None:
         """``send()`` of anything but descriptors for a running event loop."""
         pieces = self._pieces(data)
-        self._fill(Slot(self, await self._wait_for_async(self._step, timeout_s, _NO_CREDIT)), pieces)
+        deadline = self._deadline(timeout_s)
+        await self._wait_for_async(self._step, timeout_s, _NO_CREDIT)
+        last = self._last()
+        if last is not None:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await last
+            except TimeoutError as error:
+                self._blame(last)
+                raise DeadlineExceeded(f"the message before is still on its way to {self.peer_name}") from error
+            except PenstockError:
+                self._blame(last)
+                raise
+        self._fill(self._slot(), pieces)
 
     def reserve(self, timeout_s: float | None = None) -> Slot:
         """Room for the next message, when the receiver has a free slot for it. Until it is sent, it is the same one.
@@ -136,7 +151,12 @@ class Sender(End):
         Raises:
             DeadlineExceeded, PeerLost, ClosedError: as ``send``.
         """
-        return Slot(self, self._wait_for(self._step, timeout_s, _NO_CREDIT))
+        deadline = self._deadline(timeout_s)
+        self._wait_for(self._step, timeout_s, _NO_CREDIT)
+        last = self._last()
+        if last is not None:
+            self._finish(last, max(0.0, deadline - time.monotonic()))
+        return self._slot()
 
     def close(self) -> None:
         """Tell the receiver that this was all. Idempotent.
@@ -177,20 +197,24 @@ class Sender(End):
         state = "closed" if self._closed else f"{self._allowance.left} of {self.slots} slots free"
         return f"<Sender of {self.slot_bytes} bytes to {self.peer_name}: {state}>"
 
-    def _step(self) -> memoryview | None:
-        """The staging slot of the next message, once the receiver has room and the last one is off; else None."""
+    def _step(self) -> bool | None:
+        """True when the receiver has room, else None."""
         if self._closed or self._failure is not None:
             self._check()
         self._listen()
         if not self._allowance.left:
             self._check()
             return None
+        return True
+
+    def _last(self) -> Transfer | None:
+        """What may still be read from the staging slot of the next message."""
+        return self._under_way[self._allowance.next % self._staging_slots]
+
+    def _slot(self) -> Slot:
         place = self._allowance.next % self._staging_slots
-        last = self._under_way[place]
-        if last is not None:
-            self._finish(last)
-            self._under_way[place] = None
-        return memoryview(self._staging[place])[: self.slot_bytes]
+        self._under_way[place] = None
+        return Slot(self, memoryview(self._staging[place])[: self.slot_bytes])
 
     def _fill(self, slot: Slot, pieces: list[UInt8s]) -> None:
         into, size_bytes = np.asarray(slot.data), 0
@@ -245,13 +269,18 @@ class Sender(End):
         self._transfers[place, ring_slot] = transfer
         return transfer
 
-    def _finish(self, transfer: Transfer) -> None:
-        """A transfer that failed leaves a gap, so nothing can follow it."""
+    def _finish(self, transfer: Transfer, timeout_s: float | None = None) -> None:
         try:
-            transfer.wait()
-        except PenstockError as error:
-            self._fail(error)
+            transfer.wait(timeout_s)
+        except PenstockError:
+            self._blame(transfer)
             raise
+
+    def _blame(self, transfer: Transfer) -> None:
+        """A transfer that failed leaves a gap, so nothing can follow it; one that goes on is no harm."""
+        error = transfer.error
+        if error is not None:
+            self._fail(error)
 
     def _hear(self, sender: str, note: Note) -> None:
         if sender != self.peer_name:
