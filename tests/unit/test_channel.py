@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from penstock.budget import Budget
-from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerLost
+from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerLost, PenstockError
 from penstock.transfer import Agent, channel
 
 
@@ -291,6 +291,26 @@ def test_an_offer_is_for_one_sender(agent):
                 second.send(b"second", 2.0)
         first.send(b"again")
         assert take(receiver) == b"again"
+
+
+def test_an_end_that_can_not_be_made_leaves_nothing(agent):
+    with channel.Receiver(agent, 2, 1000) as receiver:
+        offer = receiver.offer()
+        with pytest.raises(PenstockError):
+            channel.Receiver(agent, 4096, 1 << 50)
+    budget = Budget(1 << 10)
+    with Agent("small", budget=budget, timeout_s=0.1) as small, pytest.raises(PenstockError):
+        channel.Sender(small, offer)  # no memory, and the receiver is gone
+    assert not agent.mail._boxes and not small.mail._boxes and not small._registrations and not agent._registrations
+
+
+def test_two_agents_of_one_name_are_not_taken_for_one(agent):
+    with (
+        Agent("both") as namesake,
+        channel.Receiver(namesake, 2, 10) as receiver,
+        pytest.raises(ConfigError, match="'both', which is this agent's own name"),
+    ):
+        channel.Sender(agent, receiver.offer())
 
 
 def test_numbers_that_can_not_be(agent):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerLost, PenstockError
 from penstock.transfer.channel.notes import Kind, Note
-from penstock.transfer.mail import new_topic
+from penstock.transfer.mail import Box
+from penstock.transfer.metadata import AgentMetadata
 
 if TYPE_CHECKING:
     from penstock.transfer.agent import Agent
@@ -24,19 +25,22 @@ LOOK_EVERY_S: Final = 0.1
 
 
 class End:
-    """One end of a channel. Subclasses say what a note means (``_hear``) and close themselves.
+    """One end of a channel.
+
+    Subclasses open their box when nothing can fail any more, say what a note means (``_hear``), and close themselves.
 
     Args:
         agent: whose end it is.
         timeout_s: how long each call may take that isn't given a time of its own; None: the agent's.
     """
 
+    _box: Box
+
     def __init__(self, agent: Agent, timeout_s: float | None) -> None:
         self.timeout_s = agent.timeout_s if timeout_s is None else timeout_s
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s is {timeout_s}; give seconds above 0")
         self._agent = agent
-        self._box = agent.mail.open(new_topic())
         self._peer: Peer | None = None
         self._peer_topic = b""
         self._closed = False
@@ -51,6 +55,11 @@ class End:
     def closed(self) -> bool:
         """Whether this end was closed."""
         return self._closed
+
+    def _agent_of(self, metadata: bytes) -> Peer:
+        """The agent that this is the metadata of, as a peer of ours; it may be our own."""
+        own = AgentMetadata.from_bytes(metadata).instance == self._agent.instance
+        return self._agent.itself if own else self._agent.add_peer(metadata)
 
     def _hear(self, sender: str, note: Note) -> None:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -90,7 +90,7 @@ class Offer:
     slots: int
     slot_bytes: int
     ring: Descriptors
-    metadata: bytes
+    metadata: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not is_topic(self.topic) or not 0 < self.slots <= MOST_SLOTS:

@@ -18,7 +18,7 @@ from penstock.sizes import whole_number
 from penstock.transfer.channel.credits import Window
 from penstock.transfer.channel.end import End
 from penstock.transfer.channel.notes import MOST_SLOTS, Kind, Note, Offer, stride_of
-from penstock.transfer.mail import TOPIC_BYTES, is_topic
+from penstock.transfer.mail import TOPIC_BYTES, is_topic, new_topic
 from penstock.transfer.metadata import AgentMetadata
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Receiver(End):
         self._stride = stride_of(self.slot_bytes)
         self._ring = agent.allocate(self.slots * self._stride, self.timeout_s)
         self._registration = agent.register(self._ring)
+        self._box = agent.mail.open(new_topic())
         self._slot_type = ctypes.c_ubyte * self.slot_bytes
         self._lock = threading.Lock()
         self._window = Window(self.slots)
@@ -258,7 +259,7 @@ class Receiver(End):
         if not is_topic(topic) or metadata.name != sender:
             raise MetadataError(f"{sender!r} opens a channel as {metadata.name!r}")
         if self._peer is None:
-            self._peer = self._agent.itself if sender == self._agent.name else self._agent.add_peer(blob)
+            self._peer = self._agent_of(blob)
             self._peer_topic = topic
         elif sender != self._peer.name:
             peer = self._agent.add_peer(blob)

@@ -18,6 +18,7 @@ from penstock.transfer.channel.credits import Allowance
 from penstock.transfer.channel.end import End
 from penstock.transfer.channel.notes import Kind, Note, Offer, stride_of
 from penstock.transfer.descriptors import Descriptors
+from penstock.transfer.mail import new_topic
 from penstock.transfer.memory import ranges_of
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Sender(End):
         self._peer_topic = accepted.topic
         self._ring = accepted.ring
         self._stride = stride_of(accepted.slot_bytes)
-        self._peer = agent.itself if accepted.ring.owner == agent.name else agent.add_peer(accepted.metadata)
+        self._peer = self._agent_of(accepted.metadata)
         if self._peer.name != accepted.ring.owner:
             raise MetadataError(f"an offer of {self._peer.name!r} with a ring of {accepted.ring.owner!r}")
         self._allowance = Allowance(accepted.slots)
@@ -98,6 +99,7 @@ class Sender(End):
         self._staged = self._registration.descriptors
         self._transfers: dict[tuple[int, int], Transfer] = {}
         self._under_way: list[Transfer | None] = [None] * staging_slots
+        self._box = agent.mail.open(new_topic())
         try:
             self._transfer(0, 0, self.slot_bytes)  # connects, and maps the ring: later sends needn't wait for that
             self._tell(Kind.OPEN, tail=self._box.topic + agent.metadata([]))
