@@ -152,6 +152,25 @@ def test_a_receiver_that_waits_holds_nothing_back(agent):
         sender.send(b"more", 1.0)
 
 
+def test_a_grant_that_the_sender_has_no_room_for_is_made_later(agent, ends, monkeypatch):
+    send(ends, b"0", b"1", b"2", b"3")
+    notify, full = agent.notify, [True]
+
+    def no_room(peer, message, timeout_s):
+        if full[0]:
+            assert timeout_s < 1
+            raise DeadlineExceeded("there is no room for more notifications")
+        notify(peer, message, timeout_s)
+
+    monkeypatch.setattr(agent, "notify", no_room)
+    assert [take(ends[1]) for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+    full[0] = False
+    with pytest.raises(DeadlineExceeded, match="no message came"):
+        ends[1].receive(0)
+    send(ends, b"4")
+    assert take(ends[1]) == b"4"
+
+
 def test_a_receiver_that_holds_everything_is_told_so(ends):
     send(ends, b"0", b"1", b"2", b"3")
     messages = [ends[1].receive(1.0) for _ in range(4)]

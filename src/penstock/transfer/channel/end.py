@@ -76,9 +76,10 @@ class End:
             except MetadataError as error:
                 self._fail(error)
 
-    def _tell(self, kind: Kind, first: int = 0, second: int = 0, tail: bytes = b"") -> None:
+    def _tell(self, kind: Kind, first: int = 0, *, tail: bytes = b"", timeout_s: float | None = None) -> None:
         assert self._peer is not None
-        self._agent.notify(self._peer, self._wrapped(kind, first, second, tail), self.timeout_s)
+        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        self._agent.notify(self._peer, self._wrapped(kind, first, tail=tail), wait_s)
 
     def _wrapped(self, kind: Kind, first: int = 0, second: int = 0, tail: bytes = b"") -> bytes:
         return self._peer_topic + Note(kind, first, second, tail).to_bytes()

@@ -8,12 +8,20 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from penstock.errors import ClosedError, MetadataError, PeerLost, PeerRefused, PeerUnreachable, PenstockError
+from penstock.errors import (
+    ClosedError,
+    DeadlineExceeded,
+    MetadataError,
+    PeerLost,
+    PeerRefused,
+    PeerUnreachable,
+    PenstockError,
+)
 from penstock.sizes import whole_number
 from penstock.transfer.channel.credits import Window
 from penstock.transfer.channel.end import End
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
     from penstock.transfer.agent import Agent
 
 __all__ = ["Message", "Receiver"]
+
+
+_GRANT_S: Final = 0.1
 
 
 class Message:
@@ -231,10 +242,15 @@ class Receiver(End):
                 del self._views[ref.sequence]
                 self._window.free(ref.sequence)
             worth = 1 if at_once else max(1, self.slots // 4)
-            if self._window.owed < worth or self._peer is None or self._closed or self._failure is not None:
+            done = self._closed or self._failure is not None or self._count is not None
+            if self._window.owed < worth or self._peer is None or done:
                 return
+            before = self._window.granted
             try:
-                self._tell(Kind.GRANT, self._window.grant())
+                # The first one connects. Later ones don't wait for a sender that leaves its notifications lying.
+                self._tell(Kind.GRANT, self._window.grant(), timeout_s=_GRANT_S if before else self.timeout_s)
+            except DeadlineExceeded:
+                self._window.granted = before  # the next look tries again
             except (PeerLost, PeerUnreachable, PeerRefused) as error:
                 # It may have sent everything before it went; that is heard first.
                 self._fail(PeerLost(f"{self.peer_name}, at the other end of the channel, is lost: {error}"))
