@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -405,15 +406,61 @@ def test_an_answer_that_nobody_reads_is_cut_off(strict):
     KeyValueClient(port=strict.port).set("k", 1)
 
 
-def test_one_connection_too_many_ends_the_oldest(strict):
-    with dial(strict) as oldest:
-        others = [dial(strict) for _ in range(3)]
-        KeyValueClient(port=strict.port).set("k", 1)  # a fifth
+def test_while_others_wait_at_the_door_a_pause_is_short():
+    limits = Limits(connections=4, crowd_timeout_s=0.3)
+    with KeyValueServer(port=0, limits=limits) as server:
+        insiders = [dial(server) for _ in range(4)]
+        for insider in insiders:
+            assert said(insider, b'{"cmd": "CLEAR"}') == [{"status": "OK"}]
         began = time.monotonic()
-        assert oldest.recv(1) == b""
-        assert time.monotonic() - began < 0.3
-        for other in others:
-            other.close()
+        KeyValueClient(port=server.port).set("k", 1)
+        assert 0.1 < time.monotonic() - began < 2.0
+        assert insiders[0].recv(1) == b""
+        for insider in insiders:
+            insider.close()
+
+
+def test_nobody_is_turned_out_of_a_crowd_that_is_served():
+    """Every one of many more clients than connections is answered, when all come at once."""
+    with KeyValueServer(port=0, limits=Limits(connections=8)) as server:
+        barrier, failures = threading.Barrier(300), []
+
+        def meet(me):
+            client = KeyValueClient(port=server.port, timeout_s=30.0)
+            barrier.wait()
+            try:
+                client.set(f"{me}", me)
+                assert client.wait_for(f"{(me + 1) % 300}", 30.0) == (me + 1) % 300
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=meet, args=(me,)) for me in range(300)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_without_descriptors_the_server_goes_on(monkeypatch, caplog):
+    """The oldest connection makes room; with none of its own to give back it tries again."""
+    accept, refused = socket.socket.accept, [2]
+
+    def full(self):
+        if threading.current_thread().name == "penstock-key-values" and refused[0]:
+            refused[0] -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", full)
+    with KeyValueServer(port=0) as server:
+        KeyValueClient(port=server.port).set("k", 1)
+        with dial(server) as oldest:
+            assert said(oldest, b'{"cmd": "GET", "key": "k"}')[0]["value"] == 1
+            refused[0] = 1
+            KeyValueClient(port=server.port).set("k", 2)
+            assert oldest.recv(1) == b""
+    assert "couldn't be taken: [Errno 24]" in caplog.text
 
 
 def test_requests_share_a_bound_on_memory(strict):

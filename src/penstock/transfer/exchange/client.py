@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import random
 from typing import Any, Final
 
 from penstock.errors import ConfigError, MetadataError, PeerRefused, PeerUnreachable
@@ -16,7 +17,8 @@ __all__ = ["KeyValueClient", "KeyValueExchange", "decoded"]
 
 _MOST_REPLY_BYTES: Final = 64 << 20
 _FIRST_PAUSE_S: Final = 0.01
-_LONGEST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 0.5
+_CONNECT_TIMEOUT_S: Final = 3.0  # where a crowd waits at the door, a host tries again after one second, tcp(7)
 
 
 class KeyValueClient:
@@ -88,7 +90,7 @@ class KeyValueClient:
                 if not server_may_be_late:
                     raise
                 unreachable = error
-            if not deadline.pause(pause_s):
+            if not deadline.pause(pause_s * random.uniform(0.7, 1.3)):  # who came together doesn't stay together
                 raise unreachable or deadline.exceeded("it has no value")
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -98,7 +100,7 @@ class KeyValueClient:
     def _reply(self, doing: str, request: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s, f"{doing} on {self.host}:{self.port}")
         line = _line(doing, request if self._token is None else {**request, "token": self._token})
-        with connect(self.host, self.port, deadline) as connection:
+        with connect(self.host, self.port, deadline, timeout_s=_CONNECT_TIMEOUT_S) as connection:
             send_all(connection, line, deadline)
             answer = receive_line(connection, _MOST_REPLY_BYTES, deadline)
         try:

@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 LOOPBACK: Final = "127.0.0.1"
-CONNECT_TIMEOUT_S: Final = 1.0  # for one address; a host that is there answers in milliseconds
+CONNECT_TIMEOUT_S: Final = 1.0  # a host that is there answers in milliseconds
+_BACKLOG: Final = 4096  # of a crowd that comes at once; the system may allow less
 _LAST_TRY_S: Final = 0.01
 _PIECE_BYTES: Final = 256 << 10
 
@@ -83,8 +84,8 @@ class Deadline:
         return DeadlineExceeded(f"{self.doing}: not done within {self.timeout_s:g} s{why and '; '}{why}")
 
 
-def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
-    """A connection to a server, tried at each address that its name has.
+def connect(host: str, port: int, deadline: Deadline, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
+    """A connection to a server, tried at each address that its name has, for ``timeout_s`` each.
 
     Raises:
         PeerUnreachable: nothing took it; its ``__cause__`` is what the system said.
@@ -98,7 +99,7 @@ def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     for family, kind, protocol, _, address in addresses:
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(min(CONNECT_TIMEOUT_S, deadline.left_s()))
+            connection.settimeout(min(timeout_s, deadline.left_s()))
             connection.connect(address)
             if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
                 raise ConnectionRefusedError("nothing listens there")
@@ -142,7 +143,7 @@ def _bound(family: int, kind: int, protocol: int, _name: str, address: tuple[obj
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not kept off by connections that just ended
         listener.bind(address)
-        listener.listen(128)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import socket
@@ -23,6 +24,7 @@ __all__ = ["Answer", "Conversation", "Limits", "Service"]
 
 _log = logging.getLogger("penstock")
 _PIECE_BYTES: Final = 256 << 10
+_ACCEPTED_AT_ONCE: Final = 64  # before those who are here are served again
 _LINGER_S: Final = 2.0  # after a last answer: how long a client may go on sending before it is cut off
 
 
@@ -31,11 +33,12 @@ class Limits:
     """What all connections together, or one of them, may take.
 
     Attributes:
-        connections: at once; one more ends the one that has been idle, or busy, the longest.
+        connections: at once; others wait at the door.
         buffered_bytes: of requests that are coming in, over all connections.
         stall_timeout_s: a request, or the reading of an answer, may stand still for so long.
         request_timeout_s: one request and its answer may take so long in all.
         idle_timeout_s: between two requests.
+        crowd_timeout_s: the same, and for one request, while others wait at the door.
     """
 
     connections: int = 256
@@ -43,6 +46,7 @@ class Limits:
     stall_timeout_s: float = 5.0
     request_timeout_s: float = 60.0
     idle_timeout_s: float = 30.0
+    crowd_timeout_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,17 @@ class Conversation(Protocol):
 class _Connection:
     socket: socket.socket
     conversation: Conversation
-    end_at: float = 0.0  # by this time the request, or the pause before it, is over
-    moved_at: float = 0.0
+    began_at: float = 0.0  # the request, or the pause before it
+    end_at: float = 0.0  # when that must be over
+    moved_at: float = 0.0  # when a byte came or went
     received: bytearray = field(default_factory=bytearray)
     sending: deque[memoryview] = field(default_factory=deque)
     last: bool = False  # what is being sent is the last answer
     lingering: bool = False  # it was sent; what still comes in is thrown away
+
+    def begin(self, timeout_s: float) -> None:
+        self.began_at = self.moved_at = time.monotonic()
+        self.end_at = self.began_at + timeout_s
 
     def due_at(self, stall_timeout_s: float) -> float:
         busy = self.received or self.sending
@@ -101,6 +110,7 @@ class Service:
         self._limits = limits
         self._connections: dict[socket.socket, _Connection] = {}
         self._buffered_bytes = 0
+        self._is_full = False  # then nobody is let in, and the listener isn't watched
         self._waker, self._woken = socket.socketpair()
         self._closing = False
         self._selector = selectors.DefaultSelector()
@@ -146,26 +156,42 @@ class Service:
 
     def _expire(self) -> float | None:
         """End what took too long; seconds until that may be so for the next one."""
-        now, next_at = time.monotonic(), None
+        now, next_at = time.monotonic(), math.inf
         for connection in list(self._connections.values()):
             due_at = connection.due_at(self._limits.stall_timeout_s)
+            if self._is_full:
+                due_at = min(due_at, connection.began_at + self._limits.crowd_timeout_s)
             if due_at <= now:
                 self._drop(connection)
             else:
-                next_at = due_at if next_at is None else min(next_at, due_at)
-        return None if next_at is None else next_at - now
+                next_at = min(next_at, due_at)
+        return None if next_at == math.inf else next_at - now
 
     def _accept(self) -> None:
-        if len(self._connections) >= self._limits.connections:
-            self._drop_oldest()
-        try:
-            client, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it gave up before we came
-            return
-        except OSError as error:  # no descriptors left
-            _log.warning("a connection couldn't be taken: %s", error)
-            self._drop_oldest()
-            return
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if len(self._connections) >= self._limits.connections:
+                self._is_full = True
+                self._selector.unregister(self._listener)
+                return
+            try:
+                client, _address = self._listener.accept()
+            except ConnectionAbortedError:  # it gave up before we came
+                continue
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptors left
+                _log.warning("a connection couldn't be taken: %s", error)
+                self._drop_oldest()
+                return
+            self._welcome(client)
+
+    def _drop_oldest(self) -> None:
+        if self._connections:
+            self._drop(min(self._connections.values(), key=lambda connection: connection.began_at))
+        else:
+            time.sleep(0.05)  # the process has no descriptor left, and none of them is ours to give back
+
+    def _welcome(self, client: socket.socket) -> None:
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -174,13 +200,7 @@ class Service:
         self._selector.register(client, selectors.EVENT_READ)
         self._rest(connection)
         connection.sending.extend(memoryview(piece) for piece in connection.conversation.greeting())
-        self._serve(connection, 0)
-
-    def _drop_oldest(self) -> None:
-        if self._connections:
-            self._drop(min(self._connections.values(), key=lambda connection: connection.end_at))
-        else:
-            time.sleep(0.05)  # the process has no descriptor left, and none of them is ours to give back
+        self._serve(connection, selectors.EVENT_READ)  # what it asks may have come along
 
     def _serve(self, connection: _Connection, events: int) -> None:
         try:
@@ -205,9 +225,10 @@ class Service:
             return False
         if connection.lingering:
             return True
-        now = connection.moved_at = time.monotonic()
-        if not connection.received:
-            connection.end_at = now + self._limits.request_timeout_s
+        if connection.received:
+            connection.moved_at = time.monotonic()
+        else:
+            connection.begin(self._limits.request_timeout_s)
         connection.received += piece
         self._buffered_bytes += len(piece)
         return True
@@ -226,7 +247,7 @@ class Service:
                 answer = connection.conversation.overloaded()
             connection.sending.extend(memoryview(piece) for piece in answer.pieces if piece)
             connection.last = answer.last
-            connection.end_at = time.monotonic() + self._limits.request_timeout_s
+            connection.begin(self._limits.request_timeout_s)
         if connection.sending:
             return self._watch(connection, selectors.EVENT_WRITE)  # nothing more is read before it is taken
         return self._linger(connection)
@@ -247,8 +268,7 @@ class Service:
         return True
 
     def _rest(self, connection: _Connection) -> None:
-        connection.moved_at = time.monotonic()
-        connection.end_at = connection.moved_at + self._limits.idle_timeout_s
+        connection.begin(self._limits.idle_timeout_s)
         self._watch(connection, selectors.EVENT_READ)
 
     def _linger(self, connection: _Connection) -> None:
@@ -256,7 +276,7 @@ class Service:
         connection.lingering = True
         self._buffered_bytes -= len(connection.received)
         connection.received = bytearray()
-        connection.end_at = time.monotonic() + _LINGER_S
+        connection.begin(_LINGER_S)
         connection.socket.shutdown(socket.SHUT_WR)
         self._watch(connection, selectors.EVENT_READ)
 
@@ -269,6 +289,9 @@ class Service:
             self._buffered_bytes -= len(connection.received)
             self._selector.unregister(connection.socket)
             connection.socket.close()
+            if self._is_full:
+                self._is_full = False
+                self._selector.register(self._listener, selectors.EVENT_READ)
 
 
 _services: weakref.WeakSet[Service] = weakref.WeakSet()

@@ -34,7 +34,7 @@ __all__ = ["Introduced", "Introductions", "MetadataListener", "fetch_metadata", 
 
 _log = logging.getLogger("penstock")
 
-_LIMITS: Final = Limits(connections=64, buffered_bytes=MOST_BODY_BYTES * 2, idle_timeout_s=5.0)
+_LIMITS: Final = Limits(buffered_bytes=MOST_BODY_BYTES * 2, idle_timeout_s=5.0)
 _TIMEOUT_S: Final = 5.0
 _MOST_NAME_BYTES: Final = 4096
 _ANSWERS: Final = {Kind.FETCH: Kind.METADATA, Kind.SEND: Kind.DONE, Kind.INVALIDATE: Kind.DONE}
