@@ -346,6 +346,17 @@ def test_removals_are_seen_over_a_compaction(exchange, etcd_server, monkeypatch)
         assert removed.get(timeout=10) == "a"
 
 
+def test_a_removal_that_etcd_forgets_to_tell_is_noticed(exchange, etcd_server, monkeypatch):
+    """etcd-io/etcd issue 18089: asked to forget up to a removal, it leaves that out and says nothing."""
+    monkeypatch.setattr(etcd, "_LISTEN_S", 0.5)
+    exchange.publish("a", "metadata", b"1")
+    exchange.remove("a")
+    removed_at = int(etcd_server.call("/v3/kv/range", key=b64("x"))["header"]["revision"])
+    etcd_server.call("/v3/kv/compaction", revision=removed_at, physical=True)
+    with exchange.watch_removals(print) as watch:
+        assert watch._watch(removed_at) is None
+
+
 def test_removals_are_seen_after_etcd_was_killed(own_server, etcd_namespace):
     removed: queue.Queue[str] = queue.Queue()
     with EtcdExchange(own_server.endpoint, namespace=etcd_namespace) as exchange:

@@ -281,6 +281,26 @@ def test_a_server_that_comes_late_is_waited_for(server, client):
     assert got == ["here"]
 
 
+def test_a_wait_outlives_a_request_that_falls_silent():
+    """The first request is taken and never answered; the next one is."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = []
+
+        def answer_the_second():
+            taken.append(listener.accept()[0])
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b'{"status": "OK", "value": "here"}\n')
+
+        answering = threading.Thread(target=answer_the_second)
+        answering.start()
+        client = KeyValueClient(port=listener.getsockname()[1], timeout_s=0.2)
+        assert client.wait_for("k", 10.0) == "here"
+        answering.join()
+        taken[0].close()
+
+
 @pytest.mark.parametrize("first_bytes", [b"", b'{"status": "OK"', b" " * 5])
 def test_a_server_that_is_silent_is_a_deadline(first_bytes):
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -496,6 +516,7 @@ def test_a_killed_server_is_noticed_in_time():
         client = KeyValueClient(port=int(process.stdout.readline()), timeout_s=0.5)
         client.set("k", 1)
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         with pytest.raises(DeadlineExceeded):
             client.get("k")
         killing = threading.Timer(0.3, process.kill)

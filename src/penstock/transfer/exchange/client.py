@@ -8,7 +8,14 @@ import json
 import random
 from typing import Any, Final
 
-from penstock.errors import ConfigError, MetadataError, PeerRefused, PeerUnreachable
+from penstock.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MetadataError,
+    PeerRefused,
+    PeerUnreachable,
+    PenstockError,
+)
 from penstock.transfer.exchange.base import agent_prefix, key_of
 from penstock.transfer.exchange.net import LOOPBACK, Deadline, connect, receive_line, send_all, usable_token
 from penstock.transfer.exchange.server import DEFAULT_PORT
@@ -18,7 +25,6 @@ __all__ = ["KeyValueClient", "KeyValueExchange", "decoded"]
 _MOST_REPLY_BYTES: Final = 64 << 20
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.5
-_CONNECT_TIMEOUT_S: Final = 3.0  # where a crowd waits at the door, a host tries again after one second, tcp(7)
 
 
 class KeyValueClient:
@@ -81,17 +87,19 @@ class KeyValueClient:
         deadline = Deadline(timeout_s, f"waiting for {key!r} on {self.host}:{self.port}")
         pause_s = _FIRST_PAUSE_S
         while True:
-            unreachable = None
+            failure: PenstockError | None = None
             try:
-                value = self.get(key, timeout_s=deadline.left_s())
+                value = self.get(key, timeout_s=min(self.timeout_s, deadline.left_s()))
                 if value is not None:
                     return value
             except PeerUnreachable as error:
                 if not server_may_be_late:
                     raise
-                unreachable = error
+                failure = error
+            except DeadlineExceeded as error:  # of this one request
+                failure = deadline.exceeded(str(error))
             if not deadline.pause(pause_s * random.uniform(0.7, 1.3)):  # who came together doesn't stay together
-                raise unreachable or deadline.exceeded("it has no value")
+                raise failure or deadline.exceeded("it has no value")
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _ask(self, doing: str, request: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
@@ -100,7 +108,7 @@ class KeyValueClient:
     def _reply(self, doing: str, request: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s, f"{doing} on {self.host}:{self.port}")
         line = _line(doing, request if self._token is None else {**request, "token": self._token})
-        with connect(self.host, self.port, deadline, timeout_s=_CONNECT_TIMEOUT_S) as connection:
+        with connect(self.host, self.port, deadline) as connection:
             send_all(connection, line, deadline)
             answer = receive_line(connection, _MOST_REPLY_BYTES, deadline)
         try:

@@ -247,7 +247,9 @@ class RemovalWatch:
 
     def _watch(self, revision: int) -> int | None:
         """Listen for a while; the revision to go on from, None where etcd has forgotten what happened since."""
-        create = {**_range_of(self._namespace), "start_revision": str(revision), "filters": ["NOPUT"]}
+        # One revision earlier than needed: an etcd that has forgotten up to a removal, and no further, doesn't say so
+        # to those who ask from there on, but leaves the removal out (etcd-io/etcd issue 18089).
+        create = {**_range_of(self._namespace), "start_revision": str(revision - 1), "filters": ["NOPUT"]}
         opening = Deadline(_REQUEST_S, "watching etcd for removals")
         stream = self._gateway.stream("/v3/watch", {"create_request": create}, opening)
         try:

@@ -24,6 +24,7 @@ __all__ = [
 
 LOOPBACK: Final = "127.0.0.1"
 CONNECT_TIMEOUT_S: Final = 1.0  # a host that is there answers in milliseconds
+_CONNECT_TRIES: Final = 3
 _BACKLOG: Final = 4096  # of a crowd that comes at once; the system may allow less
 _LAST_TRY_S: Final = 0.01
 _PIECE_BYTES: Final = 256 << 10
@@ -84,8 +85,10 @@ class Deadline:
         return DeadlineExceeded(f"{self.doing}: not done within {self.timeout_s:g} s{why and '; '}{why}")
 
 
-def connect(host: str, port: int, deadline: Deadline, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
-    """A connection to a server, tried at each address that its name has, for ``timeout_s`` each.
+def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """A connection to a server, tried at each address that its name has.
+
+    An address that is silent for a second is tried again, twice: a line that loses packets may have lost the first.
 
     Raises:
         PeerUnreachable: nothing took it; its ``__cause__`` is what the system said.
@@ -96,21 +99,28 @@ def connect(host: str, port: int, deadline: Deadline, *, timeout_s: float = CONN
     except (OSError, OverflowError, UnicodeError) as error:
         raise PeerUnreachable(f"{host}:{port} isn't an address: {error}") from error
     failure: OSError | None = None
-    for family, kind, protocol, _, address in addresses:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(min(timeout_s, deadline.left_s()))
-            connection.connect(address)
-            if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
-                raise ConnectionRefusedError("nothing listens there")
-        except OSError as error:  # DeadlineExceeded is one, too, and leaves through left_s below
-            connection.close()
-            failure = error
-        else:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection
+    for _ in range(_CONNECT_TRIES):
+        for family, kind, protocol, _name, address in addresses:
+            connection = socket.socket(family, kind, protocol)
+            try:
+                _join(connection, address, min(CONNECT_TIMEOUT_S, deadline.left_s()))
+            except OSError as error:  # DeadlineExceeded is one, too, and leaves through left_s below
+                connection.close()
+                failure = error
+            else:
+                return connection
+        if not isinstance(failure, TimeoutError):
+            break
     deadline.left_s()
     raise PeerUnreachable(f"nothing answers at {host}:{port}: {failure}; is it running there?") from failure
+
+
+def _join(connection: socket.socket, address: tuple[object, ...], timeout_s: float) -> None:
+    connection.settimeout(timeout_s)
+    connection.connect(address)
+    if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
+        raise ConnectionRefusedError("nothing listens there")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def listen(host: str, port: int, token: str | None, what: str) -> socket.socket:

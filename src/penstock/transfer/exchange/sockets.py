@@ -165,7 +165,7 @@ def fetch_metadata(
         agent_name: whose it must be; None = whoever it is.
         host: where it listens.
         port: where it listens.
-        timeout_s: in all. Connecting has one second of it for each address of the host.
+        timeout_s: in all. Connecting has three seconds of it for each address of the host.
         token: the listener's.
 
     Raises:
