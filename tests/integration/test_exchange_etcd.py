@@ -357,6 +357,22 @@ def test_a_removal_that_etcd_forgets_to_tell_is_noticed(exchange, etcd_server, m
         assert watch._watch(removed_at) is None
 
 
+def test_a_watch_that_etcd_refuses_isnt_asked_for_without_end(monkeypatch):
+    asked = []
+    refusal = b'{"result":{"header":{"revision":"3"},"canceled":true,"cancel_reason":"permission denied"}}\n'
+    call, stream = etcd_gateway.Gateway.call, etcd_gateway.Gateway.stream
+    monkeypatch.setattr(etcd_gateway.Gateway, "call", lambda *args: asked.append(args[1]) or call(*args))
+    monkeypatch.setattr(etcd_gateway.Gateway, "stream", lambda *args: asked.append(args[1]) or stream(*args))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(refusal)
+    with HttpServer(head + refusal) as server:
+        watch = EtcdExchange(server.endpoint).watch_removals(print)
+        with pytest.raises(PeerRefused, match="ends the watch: permission denied"):
+            watch._watch(2)
+        watch._closed.wait(0.5)
+        watch.close()
+    assert len(asked) < 20
+
+
 def test_removals_are_seen_after_etcd_was_killed(own_server, etcd_namespace):
     removed: queue.Queue[str] = queue.Queue()
     with EtcdExchange(own_server.endpoint, namespace=etcd_namespace) as exchange:

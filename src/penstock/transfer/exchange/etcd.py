@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock import config
-from penstock.errors import ConfigError, DeadlineExceeded, MetadataError, PeerUnreachable, PenstockError
+from penstock.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MetadataError,
+    PeerRefused,
+    PeerUnreachable,
+    PenstockError,
+)
 from penstock.transfer.exchange.base import WHOLE, agent_prefix, key_of
 from penstock.transfer.exchange.etcd_gateway import Gateway, Message, parse_endpoints
 from penstock.transfer.exchange.net import Deadline
@@ -230,7 +237,7 @@ class RemovalWatch:
             except PenstockError as error:
                 _log.info("removals in etcd can't be seen now: %s", error)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                self._closed.wait(pause_s)
+            self._closed.wait(pause_s)
 
     def _survey(self) -> int:
         """Look which of the followed keys are there at all; the revision to go on from."""
@@ -257,7 +264,9 @@ class RemovalWatch:
                 for event in _entries(message, "events"):
                     revision = max(revision, self._take(event) + 1)
                 if message.get("canceled"):
-                    return None
+                    if message.get("compact_revision"):
+                        return None
+                    raise PeerRefused(f"etcd ends the watch: {message.get('cancel_reason')}")
         except DeadlineExceeded:
             pass
         finally:
