@@ -48,6 +48,26 @@ def test_095_the_name_comes_back_as_bytes_and_loading_again_is_fine(agent, other
     assert not agent.check_remote_metadata("nobody")
 
 
+def test_095_the_name_as_bytes_is_good_for_every_call(agent, other, ours):
+    base = other.agent("there", SIZE)[0]
+    other("register_memory", reg(base, 0), "DRAM")
+    other("add_remote_agent", agent.get_agent_metadata())
+    name = agent.add_remote_agent(other("get_agent_metadata"))
+    agent.make_connection(name)
+    assert agent.check_remote_metadata(name)
+    remote = agent.prep_xfer_dlist(name, part(base, 0), "DRAM")
+    local = agent.prep_xfer_dlist(b"NIXL_INIT_AGENT", ours[0], "DRAM")
+    assert agent.transfer(agent.make_prepped_xfer("WRITE", local, [0], remote, [0], b"one")) == "DONE"
+    assert agent.transfer(agent.initialize_xfer("WRITE", ours[0], part(base, 0), name, b"two")) == "DONE"
+    agent.send_notif(name, b"three")
+    assert other("get_new_notifs") == {"here": [b"one", b"two", b"three"]}
+    other("send_notif", "here", b"four")
+    other("send_notif", "here", b"five")
+    assert agent.check_remote_xfer_done(name, b"four")
+    assert agent.check_notif(name, b"five")
+    agent.remove_remote_agent(name)
+
+
 def test_095_what_is_not_metadata_is_a_mismatch(agent, other):
     other.agent("there")
     blob = other("get_agent_metadata")
@@ -166,6 +186,18 @@ def test_110_what_can_not_be_sent_or_fetched_is_logged_and_not_raised(agent, cap
     until(lambda: len([record for record in caplog.records if record.levelname == "ERROR"]) == 2)
     assert "sending the metadata of 'here' failed" in caplog.text
     assert "fetching the metadata of 'there' failed" in caplog.text
+
+
+def test_110_what_is_being_fetched_is_not_fetched_twice(agent, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for _ in range(5):
+            agent.fetch_remote_metadata("there", "127.0.0.1", port)
+        silent.accept()[0].close()
+        until(lambda: "fetching the metadata of 'there' failed" in caplog.text)
+        silent.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # nobody else asked
+            silent.accept()
 
 
 def test_110_without_an_address_and_a_store_there_is_nowhere_to_send_to(agent):

@@ -15,7 +15,7 @@ from penstock.compat.nixl.errors import (
     nixlNotFoundError,
 )
 from penstock.compat.nixl.memory import memory_of
-from penstock.compat.nixl.messages import Messages
+from penstock.compat.nixl.messages import Messages, as_text
 from penstock.compat.nixl.plugins import PLUGINS
 from penstock.compat.nixl.registrations import Registrations
 from penstock.transfer import Agent, Peer
@@ -69,10 +69,10 @@ class AgentState:
         if backends and not any(PLUGINS[name].moves for name in backends):
             raise nixlNotFoundError(f"none of {', '.join(backends)} moves memory; leave backends out, or name 'UCX'")
 
-    def _peer(self, name: str) -> Peer:
+    def _peer(self, name: str | bytes) -> Peer:
         """Another agent whose metadata is loaded, or ourselves."""
         with as_nixl():
-            return self._mover.peer(name)
+            return self._mover.peer(as_text(name))
 
     def _memory_of(self, rows: DescriptorList) -> Memory:
         memory = memory_of(rows.getType())

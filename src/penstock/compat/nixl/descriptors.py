@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -152,8 +153,7 @@ class DescriptorList:
         pass
 
     def _extend(self, rows: Iterable[Sequence[Any]]) -> None:
-        for row in rows:
-            self._numbers.extend(_numbers_of(row, 3))
+        self._numbers.extend(_numbers_of_all(list(rows)))
 
     def _normal(self, row: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(_numbers_of(row, 3))
@@ -220,16 +220,14 @@ class _DescriptorListWithMeta(DescriptorList):
         self._metas = [reader.sized(most=_MOST_META_BYTES) for _ in range(len(self))]
 
     def _extend(self, rows: Iterable[Sequence[Any]]) -> None:
-        for row in rows:
-            *numbers, meta = self._normal(row)
-            self._numbers.extend(numbers)
-            self._metas.append(meta)
+        normal = [self._normal(row) for row in rows]
+        super()._extend([row[:3] for row in normal])
+        self._metas.extend(row[3] for row in normal)
 
     def _normal(self, row: Sequence[Any]) -> tuple[Any, ...]:
         if len(row) != 4 or not isinstance(row[3], (str, bytes)):
             raise nixlInvalidParamError(f"{row!r}; give (address, length, device, str or bytes)")
-        meta = row[3].encode() if isinstance(row[3], str) else row[3]
-        return *_numbers_of(row[:3], 3), meta
+        return *row[:3], row[3].encode() if isinstance(row[3], str) else row[3]
 
 
 class nixlRegDList(_DescriptorListWithMeta):
@@ -267,6 +265,16 @@ def list_from_bytes(blob: Buffer) -> DescriptorList:
     except MetadataError as error:
         raise nixlMismatchError(str(error)) from error
     return found
+
+
+def _numbers_of_all(rows: list[Sequence[Any]]) -> array[int]:
+    """Rows one after another; at once, for there may be 100,000, and one by one to say which is wrong."""
+    try:
+        if set(map(len, rows)) <= {3}:
+            return array("Q", itertools.chain.from_iterable(rows))
+    except (TypeError, OverflowError, ValueError):
+        pass
+    return array("Q", itertools.chain.from_iterable(_numbers_of(row, 3) for row in rows))
 
 
 def _numbers_of(row: Sequence[Any], width: int) -> array[int]:

@@ -11,6 +11,7 @@ from penstock.compat.nixl.config import DEFAULT_COMM_PORT
 from penstock.compat.nixl.courier import Courier
 from penstock.compat.nixl.descriptors import DescriptorList
 from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError
+from penstock.compat.nixl.messages import as_text
 from penstock.compat.nixl.metadata import MetadataCalls
 from penstock.errors import UnknownPeer
 from penstock.transfer import Agent
@@ -120,7 +121,7 @@ class ExchangeCalls(MetadataCalls):
         self._send(blob, ip_addr, port, label)
 
     def fetch_remote_metadata(
-        self, remote_agent: str, ip_addr: str = "", port: int = DEFAULT_COMM_PORT, label: str = ""
+        self, remote_agent: str | bytes, ip_addr: str = "", port: int = DEFAULT_COMM_PORT, label: str = ""
     ) -> None:
         """Loads another agent's metadata in the background; ``check_remote_metadata`` says when it is there.
 
@@ -133,15 +134,13 @@ class ExchangeCalls(MetadataCalls):
         Raises:
             nixlInvalidParamError: neither an address nor an etcd.
         """
-        places, lane = self._need_places(ip_addr), f"from {ip_addr}:{port} {label!r} {remote_agent!r}"
+        places, name = self._need_places(ip_addr), as_text(remote_agent)
+        lane = f"from {ip_addr}:{port} {label!r} {name!r}"
         if places.courier.runs(lane):  # asked for, and on its way
             return
-        if ip_addr:
-            fetch = _fetch_from(remote_agent, ip_addr, port)
-        else:
-            fetch = _fetch_of_etcd(places, remote_agent, label or WHOLE)
+        fetch = _fetch_from(name, ip_addr, port) if ip_addr else _fetch_of_etcd(places, name, label or WHOLE)
         load = self._mover.add_peer
-        places.courier.send(lane, f"fetching the metadata of {remote_agent!r}", lambda: fetch(load))
+        places.courier.send(lane, f"fetching the metadata of {name!r}", lambda: fetch(load))
 
     def invalidate_local_metadata(self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT) -> None:
         """Has the agent that listens there forget us; without an address takes all that is ours out of etcd.

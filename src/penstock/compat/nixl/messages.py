@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from penstock.transfer import Notification
 
-__all__ = ["Messages", "as_bytes", "collect", "take_first"]
+__all__ = ["Messages", "as_bytes", "as_text", "collect", "take_first"]
 
 Messages = dict[str, list[bytes]]
 """What arrived from whom, in order."""
@@ -15,6 +15,11 @@ Messages = dict[str, list[bytes]]
 def as_bytes(message: bytes | str) -> bytes:
     """A message as it travels: a str as UTF-8."""
     return message.encode() if isinstance(message, str) else bytes(message)
+
+
+def as_text(name: str | bytes) -> str:
+    """An agent's name: ``add_remote_agent`` returns bytes, and programs hand on what they got."""
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def collect(arrived: Iterable[Notification], into: Messages) -> Messages:

@@ -15,6 +15,7 @@ from penstock.compat.nixl.descriptors import (
 )
 from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError, nixlNotFoundError
 from penstock.compat.nixl.forms import registered_list, remote_list, transfer_list
+from penstock.compat.nixl.messages import as_text
 from penstock.compat.nixl.partial import restricted
 from penstock.transfer.metadata import AgentMetadata
 
@@ -113,11 +114,11 @@ class MetadataCalls(AgentState):
 
     def remove_remote_agent(self, agent: str | bytes) -> None:
         """Disconnects from an agent and forgets it; an unknown one is forgotten already."""
-        name = agent.decode() if isinstance(agent, bytes) else agent
+        name = as_text(agent)
         if name in self._mover.peers:
             self._mover.remove_peer(name)
 
-    def make_connection(self, remote_agent: str, backends: Sequence[str] = ()) -> None:
+    def make_connection(self, remote_agent: str | bytes, backends: Sequence[str] = ()) -> None:
         """Connects now, and not with the first transfer.
 
         Raises:
@@ -128,9 +129,9 @@ class MetadataCalls(AgentState):
         with as_nixl():
             self._peer(remote_agent).connect()
 
-    def check_remote_metadata(self, agent: str, descs: DescriptorList | None = None) -> bool:
+    def check_remote_metadata(self, agent: str | bytes, descs: DescriptorList | None = None) -> bool:
         """Whether an agent's metadata is loaded, and with ``descs`` whether it says how to reach all of them."""
-        peer = self._mover.peers.get(agent)
+        peer = self._mover.peers.get(as_text(agent))
         if peer is None or descs is None or not len(descs):
             return peer is not None
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.compat.nixl.base import AgentState
-from penstock.compat.nixl.errors import as_nixl
-from penstock.compat.nixl.messages import Messages, as_bytes, collect, take_first
+from penstock.compat.nixl.errors import translated
+from penstock.compat.nixl.messages import Messages, as_bytes, as_text, collect, take_first
+from penstock.errors import PenstockError
 
 __all__ = ["NotificationCalls"]
 
@@ -14,7 +15,7 @@ __all__ = ["NotificationCalls"]
 class NotificationCalls(AgentState):
     """Sending notifications, and looking through those that arrived."""
 
-    def send_notif(self, remote_agent_name: str, notif_msg: bytes | str, backend: str | None = None) -> None:
+    def send_notif(self, remote_agent_name: str | bytes, notif_msg: bytes | str, backend: str | None = None) -> None:
         """Sends a message at once; messages of one sender arrive in order, each exactly once.
 
         Raises:
@@ -22,16 +23,18 @@ class NotificationCalls(AgentState):
             nixlBackendError: no backend sends notifications.
             nixlRemoteDisconnectError: the other agent is gone.
         """
-        self._check_backends([] if backend is None else [backend])
-        with as_nixl():
-            self._mover.notify(self._peer(remote_agent_name), as_bytes(notif_msg))
+        if backend is not None:
+            self._check_backends([backend])
+        try:
+            self._mover.notify(as_text(remote_agent_name), as_bytes(notif_msg))
+        except PenstockError as error:
+            raise translated(error) from error
 
     def get_new_notifs(self, backends: Sequence[str] = ()) -> Messages:
         """What arrived since somebody asked last, by sender; it is yours, and nobody else sees it again."""
         if backends:
             self._check_backends(backends)
-        arrived = self._mover.notifications()
-        return collect(arrived, {}) if arrived else {}
+        return collect(self._mover.notifications(), {})
 
     def update_notifs(self, backends: Sequence[str] = ()) -> Messages:
         """Adds what arrived to ``notifs``, and returns all that is in there; nothing is removed."""
@@ -42,7 +45,7 @@ class NotificationCalls(AgentState):
 
     def check_remote_xfer_done(
         self,
-        remote_agent_name: str,
+        remote_agent_name: str | bytes,
         lookup_tag: bytes | str,
         backends: Sequence[str] = (),
         tag_is_prefix: bool = True,
@@ -59,7 +62,7 @@ class NotificationCalls(AgentState):
 
     def check_notif(
         self,
-        remote_agent_name: str,
+        remote_agent_name: str | bytes,
         lookup_tag: bytes | str,
         backends: Sequence[str] = (),
         tag_is_prefix: bool = False,
@@ -67,7 +70,9 @@ class NotificationCalls(AgentState):
         """Whether a message has come that is the tag, or with ``tag_is_prefix`` begins with it; it is removed."""
         return self._take(remote_agent_name, lookup_tag, backends, prefix=tag_is_prefix, inside=False)
 
-    def _take(self, sender: str, tag: bytes | str, backends: Sequence[str], *, prefix: bool, inside: bool) -> bool:
+    def _take(
+        self, sender: str | bytes, tag: bytes | str, backends: Sequence[str], *, prefix: bool, inside: bool
+    ) -> bool:
         self.update_notifs(backends)
         with self._notifs_lock:
-            return take_first(self.notifs, sender, as_bytes(tag), prefix=prefix, inside=inside)
+            return take_first(self.notifs, as_text(sender), as_bytes(tag), prefix=prefix, inside=inside)

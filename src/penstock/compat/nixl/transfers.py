@@ -11,7 +11,7 @@ from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError, nixlNotF
 from penstock.compat.nixl.forms import is_tensors, registered_list, required, transfer_list
 from penstock.compat.nixl.handles import nixl_prepped_dlist_handle, nixl_xfer_handle
 from penstock.compat.nixl.memory import OPERATIONS, memory_of
-from penstock.compat.nixl.messages import as_bytes
+from penstock.compat.nixl.messages import as_bytes, as_text
 from penstock.compat.nixl.telemetry import XferTelemetry
 from penstock.errors import PeerLost, PenstockError, TransferError
 from penstock.transfer import Peer
@@ -59,7 +59,7 @@ class TransferCalls(AgentState):
             self._registered(reg_dlist, backends).remove(self._memory_of(reg_dlist), reg_dlist)
 
     def prep_xfer_dlist(
-        self, agent_name: str, xfer_list: Any, mem_type: str | None = None, backends: Sequence[str] = ()
+        self, agent_name: str | bytes, xfer_list: Any, mem_type: str | None = None, backends: Sequence[str] = ()
     ) -> nixl_prepped_dlist_handle:
         """Checks descriptors once, for any number of transfers.
 
@@ -75,7 +75,7 @@ class TransferCalls(AgentState):
         """
         rows = required(transfer_list(xfer_list, mem_type), xfer_list)
         self._check_backends(backends)
-        local = agent_name in ("", INIT_AGENT)
+        local = as_text(agent_name) in ("", INIT_AGENT)
         with as_nixl():
             side = self._mover if local else self._peer(agent_name)
             prepared = side.prepare(rows.table, memory=self._memory_of(rows))
@@ -132,7 +132,7 @@ class TransferCalls(AgentState):
         operation: str,
         local_descs: Any,
         remote_descs: Any,
-        remote_agent: str,
+        remote_agent: str | bytes,
         notif_msg: bytes | str = b"",
         backends: Sequence[str] = (),
     ) -> nixl_xfer_handle:
