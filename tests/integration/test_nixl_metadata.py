@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from penstock.compat.nixl import nixl_agent, nixl_agent_config
-from penstock.compat.nixl.errors import nixlInvalidParamError, nixlMismatchError, nixlNotFoundError
+from penstock.compat.nixl.errors import nixlBackendError, nixlInvalidParamError, nixlMismatchError, nixlNotFoundError
 from penstock.errors import DeadlineExceeded
 from penstock.transfer.exchange import WHOLE, EtcdExchange
 
@@ -113,6 +113,21 @@ def test_096_parts_of_metadata_add_up(agent, other, ours, together):
 def test_096_a_part_that_is_not_registered_can_not_be_told(agent, ours):
     with pytest.raises(nixlNotFoundError):
         agent.get_partial_agent_metadata(agent.get_reg_descs([(64, 64, 0, "")], "DRAM"))
+
+
+def test_096_memory_of_another_kind_is_not_found(agent, ours):
+    rows = [(1 << 40, 64, 0)]
+    with nixl_agent("there") as there:
+        there.register_memory([(*rows[0], "")], "VRAM")  # it is only told of, and not looked at
+        agent.add_remote_agent(there.get_agent_metadata())
+        assert agent.check_remote_metadata("there", agent.get_xfer_descs(rows, "VRAM"))
+        assert not agent.check_remote_metadata("there", agent.get_xfer_descs(rows, "DRAM"))
+        with pytest.raises(nixlNotFoundError, match="not in DRAM"):
+            agent.prep_xfer_dlist("there", rows, "DRAM")
+        with pytest.raises(nixlNotFoundError, match="not in VRAM"):
+            agent.prep_xfer_dlist("", ours[0], "VRAM")
+        with pytest.raises(nixlBackendError, match="network plane"):  # and there is none open
+            agent.initialize_xfer("WRITE", ours[0], agent.get_xfer_descs(rows, "VRAM"), "there")
 
 
 def test_109_an_agent_that_was_removed_is_not_known_and_may_be_added_again(agent, other):

@@ -18,7 +18,7 @@ from penstock.compat.nixl.memory import memory_of
 from penstock.compat.nixl.messages import Messages, as_text
 from penstock.compat.nixl.plugins import PLUGINS
 from penstock.compat.nixl.registrations import Registrations
-from penstock.transfer import Agent, Peer
+from penstock.transfer import Agent, Peer, Prepared
 from penstock.transfer.metadata import AgentMetadata
 from penstock.transfer.table import Memory
 
@@ -79,6 +79,15 @@ class AgentState:
         if memory is None:
             raise nixlNotFoundError(f"{rows.getType().name} isn't memory that an agent moves; DRAM and VRAM are")
         return memory
+
+    def _prepared(self, side: Agent | Peer, rows: DescriptorList) -> Prepared:
+        """Descriptors of our own memory or a peer's, checked."""
+        memory = self._memory_of(rows)
+        with as_nixl():
+            prepared = side.prepare(rows.table, memory=memory)
+        if prepared.vram != (memory == "VRAM"):
+            raise nixlNotFoundError(f"these rows are registered, but not in {memory}")
+        return prepared
 
     def _metadata_of(self) -> bytes:
         """All of our own metadata."""

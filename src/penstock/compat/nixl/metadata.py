@@ -135,8 +135,7 @@ class MetadataCalls(AgentState):
         if peer is None or descs is None or not len(descs):
             return peer is not None
         try:
-            with as_nixl():
-                peer.prepare(descs.table, memory=self._memory_of(descs))
+            self._prepared(peer, descs)
         except nixlNotFoundError:
             return False
         return True

@@ -76,10 +76,7 @@ class TransferCalls(AgentState):
         rows = required(transfer_list(xfer_list, mem_type), xfer_list)
         self._check_backends(backends)
         local = as_text(agent_name) in ("", INIT_AGENT)
-        with as_nixl():
-            side = self._mover if local else self._peer(agent_name)
-            prepared = side.prepare(rows.table, memory=self._memory_of(rows))
-        return nixl_prepped_dlist_handle(prepared)
+        return nixl_prepped_dlist_handle(self._prepared(self._mover if local else self._peer(agent_name), rows))
 
     def make_prepped_xfer(
         self,
@@ -156,10 +153,9 @@ class TransferCalls(AgentState):
         remote = required(transfer_list(remote_descs, "DRAM"), remote_descs)
         self._check_backends(backends)
         _check_pairs(local, remote)
+        peer = self._peer(remote_agent)
+        ours, theirs = self._prepared(self._mover, local), self._prepared(peer, remote)
         with as_nixl():
-            ours = self._mover.prepare(local.table, memory=self._memory_of(local))
-            peer = self._peer(remote_agent)
-            theirs = peer.prepare(remote.table, memory=self._memory_of(remote))
             transfer = self._mover.transfer(direction, ours, theirs, notify=as_bytes(notif_msg) or None)
         return nixl_xfer_handle(transfer, peer, len(local), timed=self._timed)
 
