@@ -16,6 +16,7 @@ import pytest
 
 from penstock.compat.nixl import nixl_agent
 from penstock.compat.nixl._bindings import nixl_mem_t, nixlXferDList
+from penstock.compat.nixl.utils import read_uint64, write_uint64
 
 CHECKOUT = Path(__file__).parents[2]
 GUIDE = Path(os.environ.get("PENSTOCK_GUIDES") or CHECKOUT.parent / "shared" / "guides") / "nixl-python-guide.md"
@@ -234,19 +235,18 @@ def test_backpressure(sides):
 
 @guide("Verifying No Buffer Overrun")
 def test_no_overrun_is_verified(sides, capsys):
-    utils = pytest.importorskip("penstock.compat.nixl.utils")
 
     side = sides()
     block = BLOCKS["Verifying No Buffer Overrun"]
     sending, receiving = block.split("\n\n")
-    exec(sending, {"write_uint64": utils.write_uint64, "buffer_addr": side.buffer.ctypes.data, "sequence_number": 41})
+    exec(sending, {"write_uint64": write_uint64, "buffer_addr": side.buffer.ctypes.data, "sequence_number": 41})
     assert side.buffer[0, :8].tobytes() == (41).to_bytes(8, "little")
     handle = side.agent.initialize_xfer("WRITE", side.local, side.remote, "receiver")
     assert side.agent.transfer(handle) == "DONE"
     there = {"buffer_addr": side.remote[0][0], "expected_sequence": 41}
     side.other.run(f"from penstock.compat.nixl.utils import read_uint64\n{receiving}", **there)
     assert side.other.value("seq") == 41
-    here = {"read_uint64": utils.read_uint64, "buffer_addr": side.buffer.ctypes.data, "expected_sequence": 42}
+    here = {"read_uint64": read_uint64, "buffer_addr": side.buffer.ctypes.data, "expected_sequence": 42}
     exec(receiving, here)
     assert capsys.readouterr().out == "OVERRUN! Expected 42, got 41\n"
 
@@ -277,7 +277,6 @@ def method_1():
 
 @guide("Method 1: TCP Server (Default)")
 def test_metadata_through_the_key_value_server(sides):
-    pytest.importorskip("penstock.compat.nixl.utils")
     side = sides()
     side.agent.remove_remote_agent("receiver")
     block, unique = method_1()
@@ -299,7 +298,6 @@ def test_metadata_through_the_key_value_server(sides):
 
 @guide("Method 2: NIXL Built-in (etcd)")
 def test_metadata_through_etcd(sides, etcd_server, etcd_namespace, monkeypatch):
-    pytest.importorskip("penstock.compat.nixl.utils")
     settings = {"NIXL_ETCD_ENDPOINTS": etcd_server.endpoint, "NIXL_ETCD_NAMESPACE": etcd_namespace}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
