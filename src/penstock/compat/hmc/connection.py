@@ -55,23 +55,16 @@ class Connection:
     def move(
         self, operation: Operation, buffer: ConnBuffer, local_offset: int, remote_offset: int, nbytes: int
     ) -> None:
-        """Moves bytes, and returns when they are there; see ``start``. The same bytes again cost no preparation."""
-        key = (operation, local_offset, remote_offset, nbytes)
-        transfer = self._kept.pop(key, None)  # out of it while it is used: another thread makes its own
-        if transfer is None:
-            transfer = self._transfer(operation, buffer, local_offset, remote_offset, nbytes)
-        if transfer is None:
-            return
-        transfer.post()
-        transfer.wait()
-        self._kept[key] = transfer
-        if len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        """Moves bytes, and returns when they are there; see ``start``."""
+        transfer = self.start(operation, buffer, local_offset, remote_offset, nbytes)
+        if transfer is not None:
+            transfer.wait()
+            self._keep((operation, local_offset, remote_offset, nbytes), transfer)
 
     def start(
         self, operation: Operation, buffer: ConnBuffer, local_offset: int, remote_offset: int, nbytes: int
     ) -> Transfer | None:
-        """Begins to move bytes between our buffer and the peer's.
+        """Begins to move bytes between our buffer and the peer's. The same bytes again cost no preparation.
 
         Args:
             operation: ``"WRITE"`` from ours to the peer's, ``"READ"`` from the peer's to ours.
@@ -81,15 +74,25 @@ class Connection:
             nbytes: how many.
 
         Returns:
-            The transfer, or None for 0 bytes.
+            The transfer, or None if the bytes are there already.
 
         Raises:
             TransferError: they don't fit one of the buffers, or can't be moved.
         """
-        transfer = self._transfer(operation, buffer, local_offset, remote_offset, nbytes)
-        if transfer is not None:
-            transfer.post()
-        return transfer
+        key = (operation, local_offset, remote_offset, nbytes)
+        transfer = self._kept.pop(key, None)  # out of it while it is used: another thread makes its own
+        if transfer is None:
+            transfer = self._transfer(operation, buffer, local_offset, remote_offset, nbytes)
+        if transfer is None or transfer.post() == "ACTIVE":
+            return transfer
+        transfer.wait()  # raises what it failed with
+        self._keep(key, transfer)
+        return None
+
+    def _keep(self, key: tuple[Operation, int, int, int], transfer: Transfer) -> None:
+        self._kept[key] = transfer
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
 
     def _transfer(
         self, operation: Operation, buffer: ConnBuffer, local_offset: int, remote_offset: int, nbytes: int

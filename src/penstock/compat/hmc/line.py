@@ -24,6 +24,7 @@ STRUCT = 2
 
 _HEADER = struct.Struct("=HHI")
 _CHUNK_BYTES = 1 << 16
+_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 class Frame(NamedTuple):
@@ -82,7 +83,7 @@ class Line:
         if self.closed or self._arrived:
             return self.closed
         try:
-            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self._socket.recv(1, _LOOK) == b""
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:

@@ -26,15 +26,8 @@ class Pending:
         self._lock = threading.Lock()
 
     def add(self, transfer: Transfer | None) -> int:
-        """Its number; 0 if it is done already, so that nobody needs to wait.
-
-        Raises:
-            TransferError: it has failed.
-        """
+        """Its number; 0 for none, which nobody needs to wait for."""
         if transfer is None:
-            return 0
-        if transfer.state != "ACTIVE":
-            transfer.wait(0)  # raises what it failed with
             return 0
         with self._lock:
             number = next(self._numbers)
