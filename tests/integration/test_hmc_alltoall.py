@@ -172,41 +172,46 @@ def exchange(algo):
 """
 
 
-def test_e2_127_ranks_of_torch_distributed_exchange_blocks(tmp_path):
-    world, ports = 3, free_ports(9)
-    parties = [Party() for _ in range(world)]
-    with parties[0], parties[1], parties[2]:
-        for each in [party.start(RANK) for party in parties]:
+@pytest.fixture(scope="module")
+def parties():
+    """Three processes that are about to be ranks."""
+    with Party() as one, Party() as two, Party() as three:
+        for each in [party.start(RANK) for party in (one, two, three)]:
             each.result(60)
-        with pytest.raises(PuppetError, match="call torch.distributed.init_process_group first"):
-            parties[0].do("hmc.init_group(session=None, my_ip='127.0.0.1', port_ucx=1, port_rdma=2, port_ctrl=3)")
-        begun = [
-            party.start(f"begin({rank}, {world}, {str(tmp_path / 'store')!r}, {ports[rank::world]}, {str(tmp_path)!r})")
-            for rank, party in enumerate(parties)
-        ]
-        for each in begun:
-            each.result(60)
-        assert [party.value("[member.rank for member in group.members]") for party in parties] == [[0, 1, 2]] * world
-        for algo in ("direct", "ring", "auto"):
-            done = [party.begin("run", code=f"return acts.names['exchange']({algo!r})") for party in parties]
-            assert [each.result(60) for each in done] == [True] * world
-        parties[0].do("session.ctrl_send(1, 7)")
-        done = [party.start("exchange('direct')") for party in parties]
-        with pytest.raises(PuppetError, match=r"rank 0 of group 'default' sent tag 0x7 where 0xa2a\w+ is due"):
-            done[1].result(60)
-        for party in parties:
-            party.do("session.close()")  # the others needn't wait for their deadline
+        yield one, two, three
 
 
-def test_all_ranks_learn_that_one_cant_take_part(tmp_path):
+def begin(parties, tmp_path, ports):
+    """Starts to make a group of these processes."""
+    world, store = len(parties), tmp_path / "store"
+    return [
+        party.start(f"begin({rank}, {world}, {str(store)!r}, {ports[rank::world]}, {str(tmp_path)!r})")
+        for rank, party in enumerate(parties)
+    ]
+
+
+def test_e2_127_ranks_of_torch_distributed_exchange_blocks(parties, tmp_path):
+    with pytest.raises(PuppetError, match="call torch.distributed.init_process_group first"):
+        parties[0].do("hmc.init_group(session=None, my_ip='127.0.0.1', port_ucx=1, port_rdma=2, port_ctrl=3)")
+    for each in begin(parties, tmp_path, free_ports(9)):
+        each.result(60)
+    assert [party.value("[member.rank for member in group.members]") for party in parties] == [[0, 1, 2]] * 3
+    for algo in ("direct", "ring", "auto"):
+        done = [party.begin("run", code=f"return acts.names['exchange']({algo!r})") for party in parties]
+        assert [each.result(60) for each in done] == [True] * 3
+    parties[0].do("session.ctrl_send(1, 7)")
+    done = [party.start("exchange('direct')") for party in parties]
+    with pytest.raises(PuppetError, match=r"rank 0 of group 'default' sent tag 0x7 where 0xa2a\w+ is due"):
+        done[1].result(60)
+    for party in parties:
+        party.do("session.close(); dist.destroy_process_group()")  # the others needn't wait for their deadline
+
+
+def test_all_ranks_learn_that_one_cant_take_part(parties, tmp_path):
     ports = free_ports(6)
-    with socket.create_server((IP, ports[0])), Party() as one, Party() as two:
-        for each in [party.start(RANK) for party in (one, two)]:
-            each.result(60)
-        begun = [
-            party.start(f"begin({rank}, 2, {str(tmp_path / 'store')!r}, {ports[rank::2]}, {str(tmp_path)!r})")
-            for rank, party in enumerate((one, two))
-        ]
-        for each in begun:
+    with socket.create_server((IP, ports[0])):
+        for each in begin(parties[:2], tmp_path, ports):
             with pytest.raises(PuppetError, match=f"rank 0 can't take part: .*:{ports[0]}: somebody listens there"):
                 each.result(60)
+    for party in parties[:2]:
+        party.do("session.close(); dist.destroy_process_group()")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.compat import hmc
@@ -82,6 +82,10 @@ def test_a_part_of_the_data_is_taken_where_a_size_says_so(buffer):
     assert buffer.buffer_get_cpu(nbytes=7, offset=9) == b"\0hello\0"
 
 
+@example(offset=0, nbytes=SIZE + 1)
+@example(offset=SIZE, nbytes=1)
+@example(offset=-1, nbytes=1)
+@example(offset=0, nbytes=SIZE)
 @given(offset=st.integers(-10, SIZE + 10), nbytes=st.integers(0, SIZE + 10))
 def test_e2_117_nothing_goes_beyond_the_buffers_ends(offset, nbytes):
     buffer = hmc.IOBuffer.create(0, SIZE, hmc.MemoryType.CPU)

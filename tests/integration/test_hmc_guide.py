@@ -85,10 +85,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_every_block_runs_on_one_host():
+@pytest.fixture(scope="module")
+def client():
+    with Party() as process:
+        yield process
+
+
+def test_every_block_runs_on_one_host(client):
     here = [(SERVER_IP, "127.0.0.1"), (CLIENT_IP, "127.0.0.1"), ("port = 2025", f"port = {free_port()}")]
-    with Party() as server, Party() as client:
+    with Party() as server:
         play(server, client, here)
+        client.do("sess.close()")
 
 
 @pytest.fixture
@@ -110,13 +117,10 @@ def test_every_block_runs_between_two_hosts(two_hosts):
 
 
 @pytest.mark.skipif(has_rdma_device(), reason="this machine has RDMA")
-def test_the_blocks_for_gpus_say_what_to_use_where_there_is_no_rdma():
+def test_the_blocks_for_gpus_say_what_to_use_where_there_is_no_rdma(client):
     sending, receiving = filter(of_a_gpu, blocks())
     assert "connect" in sending and "connect" not in receiving
-    with (
-        Party() as client,
-        pytest.raises(PuppetError, match=r"connect failed \(status=UNSUPPORT\).* use conn=ConnType.UCX"),
-    ):
+    with pytest.raises(PuppetError, match=r"connect failed \(status=UNSUPPORT\).* use conn=ConnType.UCX"):
         client.do(sending)
 
 

@@ -535,22 +535,27 @@ def test_peers_that_only_come_and_go_are_forgotten(server):
     assert server.value("len(sess.comm.connections._connections)") <= 2
 
 
-def test_threads_that_use_one_session_dont_mix_their_bytes(server, client, port):
+def test_threads_that_use_one_session_dont_mix_their_bytes(client):
+    """All of them at the same offset of one buffer, each to a peer of its own."""
+    servers = [hmc.create_session(buffer_size=SIZE, timeout_s=10) for _ in range(3)]
     wrong = []
 
-    def work(letter):
-        for _ in range(200):
-            got = bytearray(64)
-            client.put(IP, letter * 64, bias=ord(letter) * 64)
-            client.get_into(IP, got, bias=ord(letter) * 64)
-            if got != letter * 64:
+    def work(server, letter):
+        for _ in range(60):
+            client.buffer_put_then_put(IP, server.ports[UCX], letter * SIZE, conn=UCX)
+            if server.buf.buffer_get_cpu(nbytes=SIZE) != letter * SIZE:
                 wrong.append(letter)
 
-    threads = [threading.Thread(target=work, args=(bytes([letter]),)) for letter in b"abcd"]
+    for server in servers:
+        server.init_server(IP, 0, conn=UCX)
+        client.connect(IP, server.ports[UCX], conn=UCX)
+    threads = [threading.Thread(target=work, args=(servers[at], b"abc"[at : at + 1])) for at in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for server in servers:
+        server.close()
     assert not wrong
 
 

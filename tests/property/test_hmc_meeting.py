@@ -79,6 +79,44 @@ def test_any_answer_is_a_welcome_or_an_error(data, token):
         theirs.close()
 
 
+def test_a_dialer_whose_proof_is_wrong_is_never_admitted():
+    ours, theirs = pair()
+    admitted = []
+    theirs.send(Frame(STRUCT, greeting.HELLO | greeting.ANSWER, b"me"), deadline_after(5))
+    theirs.send(Frame(STRUCT, greeting.PROOF, bytes(16) + bytes(32)), deadline_after(5))
+    assert greeting.hello(ours, deadline_after(5)) == (b"me", True)
+    with pytest.raises(PeerRefused, match="doesn't know the token"):
+        greeting.answer(ours, b"us", "secret", deadline_after(5), admit=lambda: not admitted.append(1))
+    assert not admitted
+    assert theirs.receive(deadline_after(5), limit=100).flags == greeting.CHALLENGE
+    assert theirs.receive(deadline_after(5), limit=100).flags == greeting.REFUSED
+    ours.close()
+    theirs.close()
+
+
+def test_an_answerer_that_doesnt_know_the_token_is_found_out():
+    ours, theirs = pair()
+    theirs.send(Frame(STRUCT, greeting.CHALLENGE, bytes(16)), deadline_after(5))
+    theirs.send(Frame(STRUCT, greeting.WELCOME, b"us" + bytes(32)), deadline_after(5))
+    with pytest.raises(PeerRefused, match="doesn't know this session's token"):
+        greeting.dial(ours, b"me", "secret", deadline_after(5))
+    ours.close()
+    theirs.close()
+
+
+def test_a_proof_is_good_for_one_meeting_only():
+    nonces = []
+    for _ in range(2):
+        ours, theirs = pair()
+        theirs.send(Frame(STRUCT, greeting.PROOF, bytes(48)), deadline_after(5))
+        with pytest.raises(PeerRefused):
+            greeting.answer(ours, b"us", "secret", deadline_after(5), admit=lambda: True)
+        nonces.append(theirs.receive(deadline_after(5), limit=100).payload)
+        ours.close()
+        theirs.close()
+    assert nonces[0] != nonces[1]
+
+
 @given(st.lists(st.binary(max_size=3000), min_size=1, max_size=10), st.integers(1, 500))
 def test_frames_arrive_whole_however_they_are_cut(payloads, piece):
     ours, theirs = pair()

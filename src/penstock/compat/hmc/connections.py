@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import logging
 import secrets
-import socket
 import threading
 from typing import Any
 
@@ -86,23 +85,28 @@ class Connections:
         """Connects with a session that listens there; one that we are connected with stays."""
         if self.alive(ip, port, conn):
             return
+        _check_rdma(conn)
         deadline = deadline_after(self.timeout_s)
         try:
-            agent = self._agent(conn, _own_address(ip, port))
             line = Line(connected(ip, port, deadline), f"{ip}:{port}")
         except OSError as error:
             why = error.strerror or error
             raise PeerUnreachable(f"no session at {ip}:{port} ({why}); is init_server called there?") from error
         try:
+            agent = self._agent(conn, line.local_ip)
             rendezvous.introduce(line, self._token, deadline)
             rendezvous.send_offer(line, self._offer(agent, conn), deadline)
             offer = rendezvous.receive_offer(line, deadline)
-            peer = agent.add_peer(offer.metadata)
-            peer.connect(timeout_s=remaining(deadline))
+            made = Connection(ip, conn, line, agent, agent.add_peer(offer.metadata), offer, port=port)
         except BaseException:
             line.close()
             raise
-        self._keep(Connection(ip, conn, line, agent, peer, offer, port=port))
+        try:
+            made.peer.connect(timeout_s=remaining(deadline))
+            self._keep(made)
+        except BaseException:
+            self._forget(made)
+            raise
 
     def disconnect(self, ip: str, port: int | None, conn: ConnType) -> None:
         """Ends what connects us with a peer; nothing there is a no-op."""
@@ -120,8 +124,7 @@ class Connections:
         """The latest connection with this peer. Where we listen, one whom we never met is waited for.
 
         Raises:
-            PeerUnreachable: there is none.
-            DeadlineExceeded: it didn't come in time.
+            PeerUnreachable: there is none, or it didn't come in time.
         """
         deadline = deadline_after(self.timeout_s)
         with self._changed:
@@ -162,8 +165,7 @@ class Connections:
             return agent
 
     def _new_agent(self, conn: ConnType, network: str | None) -> Agent:
-        if conn is ConnType.RDMA and not has_rdma_device():
-            raise TransportUnavailable("this machine has no RDMA device; use conn=ConnType.UCX, at both ends")
+        _check_rdma(conn)
         name, require = f"hmc-{secrets.token_hex(8)}", "rdma" if conn is ConnType.RDMA else None
         try:
             agent = Agent(name, network=network, require=require, timeout_s=self.timeout_s)
@@ -218,8 +220,13 @@ class Connections:
             if connection not in self._connections:
                 return
             self._connections.remove(connection)
-            shared = any(each.peer.name == connection.peer.name for each in self._connections)
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """Ends what isn't, or is no more, among the connections."""
         connection.line.close()
+        with self._changed:
+            shared = any(each.peer is connection.peer for each in self._connections)
         if not shared:
             with contextlib.suppress(UnknownPeer):
                 connection.agent.remove_peer(connection.peer.name)
@@ -239,6 +246,11 @@ class Connections:
         )
 
 
+def _check_rdma(conn: ConnType) -> None:
+    if conn is ConnType.RDMA and not has_rdma_device():
+        raise TransportUnavailable("this machine has no RDMA device; use conn=ConnType.UCX, at both ends")
+
+
 def port_number(port: Any) -> int:
     """A port.
 
@@ -250,11 +262,3 @@ def port_number(port: Any) -> int:
     if not 1 <= number <= 65535:
         raise ConfigError(f"port is {number}; give 1 to 65535")
     return number
-
-
-def _own_address(ip: str, port: int) -> str:
-    """The address of ours that this peer sees; nothing is sent."""
-    family, _, _, _, address = socket.getaddrinfo(ip, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
