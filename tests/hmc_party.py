@@ -8,6 +8,7 @@ from typing import Any
 from penstock.testing.hosts import Host
 from puppet import Puppet
 
+PATIENCE_S = 120.0  # importing torch on a busy machine takes longer than puppets are given
 _NAMES = "acts.__dict__.setdefault('names', {'__name__': 'party'})"
 
 
@@ -37,7 +38,7 @@ class Party(Puppet):
 
     def do(self, source: str) -> None:
         """Runs statements."""
-        self.call("run", code=f"exec({source!r}, {_NAMES})")
+        self.call("run", patience_s=PATIENCE_S, code=f"exec({source!r}, {_NAMES})")
 
     def start(self, source: str) -> Future[Any]:
         """Runs statements on a thread of their own; ``result`` waits for them."""

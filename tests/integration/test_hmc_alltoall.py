@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmc_party import Party
+from hmc_party import PATIENCE_S, Party
 from penstock.compat import hmc
 from penstock.compat.hmc.group import Member
 from penstock.errors import ConfigError
@@ -177,7 +177,7 @@ def parties():
     """Three processes that are about to be ranks."""
     with Party() as one, Party() as two, Party() as three:
         for each in [party.start(RANK) for party in (one, two, three)]:
-            each.result(60)
+            each.result(PATIENCE_S)
         yield one, two, three
 
 
@@ -194,15 +194,15 @@ def test_e2_127_ranks_of_torch_distributed_exchange_blocks(parties, tmp_path):
     with pytest.raises(PuppetError, match="call torch.distributed.init_process_group first"):
         parties[0].do("hmc.init_group(session=None, my_ip='127.0.0.1', port_ucx=1, port_rdma=2, port_ctrl=3)")
     for each in begin(parties, tmp_path, free_ports(9)):
-        each.result(60)
+        each.result(PATIENCE_S)
     assert [party.value("[member.rank for member in group.members]") for party in parties] == [[0, 1, 2]] * 3
     for algo in ("direct", "ring", "auto"):
         done = [party.begin("run", code=f"return acts.names['exchange']({algo!r})") for party in parties]
-        assert [each.result(60) for each in done] == [True] * 3
+        assert [each.result(PATIENCE_S) for each in done] == [True] * 3
     parties[0].do("session.ctrl_send(1, 7)")
     done = [party.start("exchange('direct')") for party in parties]
     with pytest.raises(PuppetError, match=r"rank 0 of group 'default' sent tag 0x7 where 0xa2a\w+ is due"):
-        done[1].result(60)
+        done[1].result(PATIENCE_S)
     for party in parties:
         party.do("session.close(); dist.destroy_process_group()")  # the others needn't wait for their deadline
 
@@ -212,6 +212,6 @@ def test_all_ranks_learn_that_one_cant_take_part(parties, tmp_path):
     with socket.create_server((IP, ports[0])):
         for each in begin(parties[:2], tmp_path, ports):
             with pytest.raises(PuppetError, match=f"rank 0 can't take part: .*:{ports[0]}: somebody listens there"):
-                each.result(60)
+                each.result(PATIENCE_S)
     for party in parties[:2]:
         party.do("session.close(); dist.destroy_process_group()")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hmc_party import Party
+from hmc_party import PATIENCE_S, Party
 from penstock import _core
 from penstock.testing.hosts import Network
 from penstock.transfer.network_plane import has_rdma_device
@@ -64,7 +64,7 @@ def play(server, client, changes=()):
     steps = [block for block in found[found.index(serving) + 1 :] if not of_a_gpu(block)]
     assert len(steps) == 6
     client.do(steps[0])
-    serves.result(30)
+    serves.result(PATIENCE_S)
     assert server.value("sess.buf.buffer_get_cpu(nbytes=9)") == b"hello hmc"
     server.do(serving[serving.index("dst = ") :])  # by now the client's bytes are there
     assert server.value("dst[:16]") == b"hello hmc" + bytes(7)
