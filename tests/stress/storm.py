@@ -13,6 +13,7 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +79,15 @@ class Initiator:
         path: the epoch's file; the end comes when it is gone.
         lane: which of the initiators, for its slots.
         counts: (4,) int64 in shared memory: transfers done, stale, late, and wrong reads.
+        options: of its agent.
     """
 
-    def __init__(self, path: Path, name: str, lane: int, lanes: int, counts: np.ndarray) -> None:
+    def __init__(
+        self, path: Path, name: str, lane: int, lanes: int, counts: np.ndarray, options: dict[str, Any]
+    ) -> None:
         self.path, self.name, self.lane, self.lanes, self.counts = path, name, lane, lanes, counts
         self.random = random.Random(name)
-        self.agent = Agent(name)
+        self.agent = Agent(name, **options)
         self.memory = np.asarray(self.agent.allocate(SLOT_BYTES)).view(np.uint8)
         self.inbound = np.zeros(READ_BYTES, np.uint8)
         self.water = self.agent.allocate(FLOOD_BYTES)
@@ -106,7 +110,9 @@ class Initiator:
                 self.counts[1] += 1
                 time.sleep(0.001)
             except PeerLost:
-                return  # the owner's end
+                if not self.path.exists():
+                    return
+                self.counts[1] += 1  # we were stopped for longer than the owner bears
 
     def work(self, epoch: Epoch) -> None:
         peer = self.agent.add_peer(epoch.metadata)
@@ -152,7 +158,7 @@ class Initiator:
             self.counts[3] += 1
 
 
-def initiate(path: str, counts_path: str, name: str, lane: int, lanes: int) -> None:
+def initiate(path: str, counts_path: str, name: str, lane: int, lanes: int, options: dict[str, Any]) -> None:
     """The whole life of an initiator's process."""
     counts = np.memmap(counts_path, np.int64, "r+", shape=(lanes, 4))
-    Initiator(Path(path), name, lane, lanes, counts[lane]).run()
+    Initiator(Path(path), name, lane, lanes, counts[lane], options).run()

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ STORM_S = float(os.environ.get("PENSTOCK_STORM_S", "10"))
 class Crew:
     """Initiators: children of one process, so that a new one costs milliseconds."""
 
-    def __init__(self, mother: Puppet, folder: Path) -> None:
-        self.mother = mother
+    def __init__(self, mother: Puppet, folder: Path, options: dict[str, Any]) -> None:
+        self.mother, self.options = mother, options
         self.path, self.counts_path = folder / "epoch", folder / "counts"
         self.counts = np.memmap(self.counts_path, np.int64, "w+", shape=(LANES, 4))
         self.pids: list[int] = []
@@ -46,11 +47,9 @@ class Crew:
 
     def start(self, lane: int) -> int:
         self.births += 1
-        return self.mother.call(
-            "fork",
-            code=f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom storm import initiate\n"
-            f"initiate({str(self.path)!r}, {str(self.counts_path)!r}, 'lane{lane}-{self.births}', {lane}, {LANES})",
-        )
+        given = (str(self.path), str(self.counts_path), f"lane{lane}-{self.births}", lane, LANES, self.options)
+        import_it = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom storm import initiate\n"
+        return self.mother.call("fork", code=f"{import_it}initiate(*{given!r})")
 
     def begin(self) -> None:
         self.pids = [self.start(lane) for lane in range(LANES)]
@@ -142,13 +141,17 @@ class Owner:
         del self.graves[: max(0, len(self.graves) - keep)]
 
 
+PLANES = {"host": ({}, {}), "network": ({"network": "loopback"}, {"network": "loopback", "require": "tcp"})}
+
+
 @pytest.mark.slow
-def test_storm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+def test_storm(tmp_path: Path, plane: str) -> None:
     seed = int(os.environ.get("PENSTOCK_STORM_SEED", random.randrange(1 << 30)))
     print("PENSTOCK_STORM_SEED =", seed)
     dice = random.Random(seed)
-    with Puppet("mother") as mother, Agent("owner", timeout_s=20) as agent:
-        owner, crew = Owner(agent), Crew(mother, tmp_path)
+    with Puppet("mother") as mother, Agent("owner", timeout_s=20, **PLANES[plane][0]) as agent:
+        owner, crew = Owner(agent), Crew(mother, tmp_path, PLANES[plane][1])
         owner.open(crew.path)
         crew.begin()
         until = time.monotonic() + STORM_S
