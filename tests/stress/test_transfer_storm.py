@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -71,10 +72,15 @@ class Crew:
             os.kill(pid, signal.SIGCONT)
         self.stopped.clear()
 
+    def kill(self) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def end(self) -> None:
         self.go_on()
-        for pid in self.pids:
-            assert self.mother.call("reap", child=pid, within_s=20) == 0, self.mother.errors()
+        while self.pids:
+            assert self.mother.call("reap", child=self.pids.pop(), within_s=20) == 0, self.mother.errors()
 
 
 class Owner:
@@ -144,6 +150,28 @@ class Owner:
 PLANES = {"host": ({}, {}), "network": ({"network": "loopback"}, {"network": "loopback", "require": "tcp"})}
 
 
+def _rage(owner: Owner, crew: Crew, dice: random.Random) -> None:
+    owner.open(crew.path)
+    crew.begin()
+    until = time.monotonic() + STORM_S
+    while time.monotonic() < until:
+        for _ in range(dice.randrange(4)):
+            crew.hurt(dice.choice(["stop", "kill", "nothing"]), dice.randrange(LANES))
+        pause = time.monotonic() + dice.random() * 0.1
+        while time.monotonic() < pause:
+            owner.listen()
+            time.sleep(0.002)
+        owner.close(bool(crew.stopped))
+        crew.go_on()
+        owner.look(keep=4)
+        owner.open(crew.path)
+    crew.path.unlink()
+    owner.close(False)
+    crew.end()
+    owner.look(keep=0)
+    owner.listen()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plane", PLANES)
 def test_storm(tmp_path: Path, plane: str) -> None:
@@ -152,25 +180,10 @@ def test_storm(tmp_path: Path, plane: str) -> None:
     dice = random.Random(seed)
     with Puppet("mother") as mother, Agent("owner", timeout_s=20, **PLANES[plane][0]) as agent:
         owner, crew = Owner(agent), Crew(mother, tmp_path, PLANES[plane][1])
-        owner.open(crew.path)
-        crew.begin()
-        until = time.monotonic() + STORM_S
-        while time.monotonic() < until:
-            for _ in range(dice.randrange(4)):
-                crew.hurt(dice.choice(["stop", "kill", "nothing"]), dice.randrange(LANES))
-            pause = time.monotonic() + dice.random() * 0.1
-            while time.monotonic() < pause:
-                owner.listen()
-                time.sleep(0.002)
-            owner.close(bool(crew.stopped))
-            crew.go_on()
-            owner.look(keep=4)
-            owner.open(crew.path)
-        crew.path.unlink()
-        owner.close(False)
-        crew.end()
-        owner.look(keep=0)
-        owner.listen()
+        try:
+            _rage(owner, crew, dice)
+        finally:
+            crew.kill()
     done, stale, late, wrong = crew.counts.sum(0).tolist()
     print(
         f"{owner.number} epochs, {done} transfers done, {stale} stale, {late} late, {crew.kills} kills, "
