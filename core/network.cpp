@@ -143,7 +143,7 @@ Network::~Network() {
 }
 
 std::shared_ptr<NetworkLink> Network::connect(const std::shared_ptr<Network>& self, std::string_view address,
-                                              std::string_view secret, Deadline deadline) {
+                                              std::string_view secret) {
   const std::optional<WorkerAddress> worker_address = unseal_address(address);
   if (!worker_address) throw Error(ErrorCode::peer_unreachable, "the peer's network address is damaged");
   Lock lock(*self);
@@ -156,12 +156,6 @@ std::shared_ptr<NetworkLink> Network::connect(const std::shared_ptr<Network>& se
     self->forget_locked(*link);
     throw;
   }
-  while (link->connecting_locked()) {
-    if (!lock.wait_until(deadline) && link->connecting_locked() && Clock::now() >= deadline) {
-      link->lose_locked(ErrorCode::peer_unreachable, "the peer didn't answer in time");
-    }
-  }
-  if (!link->alive_locked()) throw link->why_locked();
   return link;
 }
 

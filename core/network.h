@@ -68,9 +68,9 @@ class Network {
   const std::string& address() const { return address_; }
   const std::string& version() const { return api_->version; }
   const std::string& transports() const { return transports_; }
-  // Throws Error: peer_unreachable, peer_refused, closed.
+  // Begins a connection: the link is used once it has heard of the peer. Throws Error: peer_unreachable, closed.
   static std::shared_ptr<NetworkLink> connect(const std::shared_ptr<Network>& self, std::string_view address,
-                                              std::string_view secret, Deadline deadline);
+                                              std::string_view secret);
   // Says goodbye, and returns when nothing is under way any more, or at the deadline. Safe twice.
   void close(Deadline deadline);
   // Readable after a transfer has ended, until clear_completions().

@@ -15,11 +15,6 @@ constexpr auto kGoodbye = std::chrono::seconds(1);
 NetworkLink::NetworkLink(std::shared_ptr<Network> network, uint64_t id)
     : network_(std::move(network)), id_(id), heartbeat_(network_->options().peer_timeout, Network::Clock::now()) {}
 
-bool NetworkLink::alive() {
-  Network::Lock lock(*network_);
-  return alive_locked();
-}
-
 std::string NetworkLink::lost() {
   Network::Lock lock(*network_);
   return lost_;
@@ -78,6 +73,7 @@ ucs_status_t NetworkLink::on(const Welcome& message) {
   session_ = message.session;
   peer_name_ = message.name;
   state_ = State::open;
+  alive_.store(true, std::memory_order_release);
   network_->changed_locked();
   return UCS_OK;
 }
@@ -120,6 +116,7 @@ void NetworkLink::lose_locked(ErrorCode code, const std::string& reason) {
   if (state_ == State::lost) return;
   const auto self = shared_from_this();
   state_ = State::lost;
+  alive_.store(false, std::memory_order_release);
   lost_code_ = code;
   lost_ = reason;
   network_->doom_locked(std::exchange(endpoint_, nullptr));
@@ -218,7 +215,21 @@ void NetworkLink::send_announcements_locked() {
   if (sent) network_->changed_locked();
 }
 
-void NetworkLink::notify(std::string message, Deadline deadline) {
+bool NetworkLink::wait_connected(Deadline until) {
+  Network::Lock lock(*network_);
+  while (connecting_locked() && Network::Clock::now() < until) lock.wait_until(until);
+  if (connecting_locked()) return false;
+  if (!alive_locked()) throw why_locked();
+  return true;
+}
+
+void NetworkLink::give_up() {
+  Network::Lock lock(*network_);
+  if (connecting_locked()) lose_locked(ErrorCode::peer_unreachable, "the peer didn't answer in time");
+  if (!alive_locked()) throw why_locked();
+}
+
+std::shared_ptr<Announcement> NetworkLink::announce(std::string message) {
   if (message.size() > kMaxNotification) {
     throw Error(ErrorCode::invalid_argument, "a notification has at most " + std::to_string(kMaxNotification) +
                                                  " bytes, not " + std::to_string(message.size()));
@@ -228,10 +239,20 @@ void NetworkLink::notify(std::string message, Deadline deadline) {
   const auto mine = std::make_shared<Announcement>(Announcement{std::move(message), nullptr});
   announcements_.push_back(mine);
   send_announcements_locked();
-  while (!mine->sent && alive_locked() && Network::Clock::now() < deadline) lock.wait_until(deadline);
-  if (mine->sent) return;
-  if (!alive_locked()) throw why_locked();
-  std::erase(announcements_, mine);
+  return mine;
+}
+
+bool NetworkLink::wait_announced(const Announcement& announcement, Deadline until) {
+  Network::Lock lock(*network_);
+  while (!announcement.sent && alive_locked() && Network::Clock::now() < until) lock.wait_until(until);
+  if (!announcement.sent && !alive_locked()) throw why_locked();
+  return announcement.sent;
+}
+
+void NetworkLink::withdraw(const std::shared_ptr<Announcement>& announcement) {
+  Network::Lock lock(*network_);
+  if (announcement->sent) return;
+  std::erase(announcements_, announcement);
   throw Error(ErrorCode::deadline_exceeded,
               peer_name_ + " doesn't take its notifications, and no more may be under way; did it stop reading?");
 }

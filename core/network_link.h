@@ -4,6 +4,7 @@
 // Threads: any, except where a name says `locked`.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
@@ -19,18 +20,34 @@ namespace penstock {
 
 class NetworkTransfer;
 
+// A notification that waits for room at the target.
+struct Announcement {
+  std::string message;
+  std::shared_ptr<NetworkTransfer> after;  // whose end it tells; null = of its own
+  bool sent = false;
+};
+
 class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
  public:
   static constexpr uint32_t kWindow = 16;  // messages under way
 
   NetworkLink(std::shared_ptr<Network> network, uint64_t id);
 
-  bool alive();
+  bool alive() const { return alive_.load(std::memory_order_acquire); }
   std::string lost();  // why it isn't alive; "" = it is
   std::string peer_name();
   std::string transport();
-  // Returns when it is on its way, in order. Throws Error: invalid_argument, deadline_exceeded, peer_lost.
-  void notify(std::string message, Deadline deadline);
+  // Sleeps until the peer has answered. False = it hasn't. Throws Error: peer_unreachable, peer_refused, closed.
+  bool wait_connected(Deadline until);
+  // Nobody waits for the answer any more. Throws peer_unreachable.
+  void give_up();
+  // Puts a notification in line; it is sent once the target has room for it, and all before it are sent. Throws Error:
+  // invalid_argument, peer_lost.
+  std::shared_ptr<Announcement> announce(std::string message);
+  // Sleeps until it is on its way. False = it isn't. Throws Error: peer_lost.
+  bool wait_announced(const Announcement& announcement, Deadline until);
+  // Takes it out of the line, and throws deadline_exceeded; or it was on its way in the last moment.
+  void withdraw(const std::shared_ptr<Announcement>& announcement);
   std::shared_ptr<Transfer> transfer(Operation operation, const Prepared& local, const Prepared& remote,
                                      std::vector<Piece> pieces);
   // Takes the peer for gone.
@@ -62,11 +79,6 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
 
  private:
   enum class State { connecting, open, lost };
-  struct Announcement {
-    std::string message;
-    std::shared_ptr<NetworkTransfer> after;  // whose end it tells; null = of its own
-    bool sent = false;
-  };
 
   void send_announcements_locked();
   ucs_status_t on(const Welcome& message);
@@ -81,6 +93,7 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   const std::shared_ptr<Network> network_;
   const uint64_t id_;
   State state_ = State::connecting;
+  std::atomic<bool> alive_{false};
   ErrorCode lost_code_ = ErrorCode::peer_lost;
   std::string lost_;
   std::string peer_name_;

@@ -41,6 +41,14 @@ ucs_status_t on_message(void* handler, const void* header, size_t header_size, v
   return waiting ? status : UCS_OK;
 }
 
+// UCX writes to standard output that a peer can't be reached; we say so in errors. Whoever chose a level keeps it.
+void quieten(const UcxApi& api) {
+  char level[64] = "";
+  if (api.get_global == nullptr || api.set_global == nullptr) return;
+  if (api.get_global("LOG_LEVEL", level, sizeof(level)) != UCS_OK) return;
+  if (std::string_view(level) == "warn" || std::string_view(level) == "WARN") api.set_global("LOG_LEVEL", "fatal");
+}
+
 ucp_request_param_t operation_parameters(Pending* operation) {
   ucp_request_param_t parameters{};
   parameters.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -63,6 +71,7 @@ UcxContext::UcxContext(std::shared_ptr<const UcxApi> api, const std::map<std::st
   ucp_config_t* config = nullptr;
   check(*api_, api_->ucp_config_read(nullptr, nullptr, &config), "its settings can't be read");
   const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> owned(config, api_->ucp_config_release);
+  quieten(*api_);
   for (const auto& [name, value] : wishes) (void)api_->ucp_config_modify(config, name.c_str(), value.c_str());
   for (const auto& [name, value] : settings) {
     ucs_status_t status = api_->ucp_config_modify(config, name.c_str(), value.c_str());
@@ -148,7 +157,12 @@ std::shared_ptr<Endpoint> Endpoint::open(UcxWorker& worker, std::string_view add
   parameters.address = reinterpret_cast<const ucp_address_t*>(aligned.data());
   parameters.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   parameters.err_handler = {Endpoint::on_error, endpoint.get()};
-  const ucs_status_t status = worker.api().ucp_ep_create(worker.handle(), &parameters, &endpoint->handle_);
+  ucs_status_t status = worker.api().ucp_ep_create(worker.handle(), &parameters, &endpoint->handle_);
+  if (status == UCS_ERR_UNREACHABLE) {  // shared memory alone can't notice that a peer dies; our heartbeat does
+    parameters.err_mode = UCP_ERR_HANDLING_MODE_NONE;
+    endpoint->notices_death_ = false;
+    status = worker.api().ucp_ep_create(worker.handle(), &parameters, &endpoint->handle_);
+  }
   if (status != UCS_OK) {
     endpoint->handle_ = nullptr;
     throw Error(ErrorCode::peer_unreachable, "UCX finds no way to the peer: " + worker.text(status));
@@ -210,7 +224,7 @@ void Endpoint::close() {
   auto* operation = new Pending{&worker_, [self = shared_from_this()](ucs_status_t) {}, {Header(0), {}}};
   ucp_request_param_t parameters = operation_parameters(operation);
   parameters.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-  parameters.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  parameters.flags = notices_death_ ? UCP_EP_CLOSE_FLAG_FORCE : 0;
   worker_.track(worker_.api().ucp_ep_close_nbx(std::exchange(handle_, nullptr), &parameters), operation);
 }
 

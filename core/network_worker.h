@@ -102,7 +102,8 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   void send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, Done done);
   // Calls `done` when all that was sent has left.
   void flush(Done done);
-  // At once; what was under way ends with an error. Nothing can be sent afterwards. Safe twice.
+  // At once; what was under way ends with an error. Nothing can be sent afterwards. Safe twice. (Over shared memory UCX
+  // notices no dead peer: what was under way to one ends only with the worker.)
   void close();
   bool open() const { return handle_ != nullptr; }
   // UCX has found it broken.
@@ -119,6 +120,7 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   std::function<void(ucs_status_t)> on_error_;
   ucp_ep_h handle_ = nullptr;
   bool broken_ = false;
+  bool notices_death_ = true;
 };
 
 }  // namespace penstock

@@ -50,6 +50,7 @@ std::shared_ptr<const UcxApi> UcxApi::load(const std::string& path) {
   PENSTOCK_UCP_FUNCTIONS(PENSTOCK_FIND)
 #undef PENSTOCK_FIND
   api->set_global = reinterpret_cast<decltype(api->set_global)>(dlsym(library, "ucs_global_opts_set_value"));
+  api->get_global = reinterpret_cast<decltype(api->get_global)>(dlsym(library, "ucs_global_opts_get_value"));
   unsigned release = 0;
   api->ucp_get_version(&api->major, &api->minor, &release);
   api->version = api->ucp_get_version_string();

@@ -30,8 +30,9 @@ struct UcxApi {
 #define PENSTOCK_DECLARE(name) decltype(&::name) name = nullptr;
   PENSTOCK_UCP_FUNCTIONS(PENSTOCK_DECLARE)
 #undef PENSTOCK_DECLARE
-  // Sets one of UCX's settings that belong to the process, such as LOG_LEVEL; null in versions that lack it.
+  // UCX's settings that belong to the process, such as LOG_LEVEL; null in versions that lack them.
   ucs_status_t (*set_global)(const char* name, const char* value) = nullptr;
+  ucs_status_t (*get_global)(const char* name, char* value, size_t most) = nullptr;
   unsigned major = 0;
   unsigned minor = 0;
   std::string version;

@@ -27,6 +27,14 @@ std::optional<std::vector<uint32_t>> to_indices(const std::optional<Indices>& in
 
 std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
+void take_back(NetworkLink& link, const std::shared_ptr<Announcement>& announcement) {
+  nb::gil_scoped_release unlocked;
+  try {
+    link.withdraw(announcement);
+  } catch (const Error&) {  // what it would have said to somebody who waits
+  }
+}
+
 // Links keep the network; whoever drops this closes it.
 struct OpenNetwork {
   std::shared_ptr<Network> network;
@@ -53,7 +61,7 @@ std::shared_ptr<OpenNetwork> open_network(std::shared_ptr<Registry> registry, st
 
 void register_links(nb::module_& m) {
   nb::class_<NetworkLink>(m, "NetworkLink", "The initiator's end of a connection to a peer on another host.")
-      .def_prop_ro("alive", &NetworkLink::alive, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("alive", &NetworkLink::alive)
       .def_prop_ro("lost", &NetworkLink::lost, nb::call_guard<nb::gil_scoped_release>(), "Why; empty = it is alive.")
       .def_prop_ro("peer_name", &NetworkLink::peer_name, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("transport", &NetworkLink::transport, nb::call_guard<nb::gil_scoped_release>(),
@@ -65,8 +73,19 @@ void register_links(nb::module_& m) {
           [](NetworkLink& self, const nb::bytes& message, double timeout_s) {
             const Deadline deadline = deadline_after(timeout_s);
             std::string copy = to_string(message);
+            std::shared_ptr<Announcement> mine;
+            {
+              nb::gil_scoped_release unlocked;
+              mine = self.announce(std::move(copy));
+            }
+            try {
+              if (in_slices(deadline, [&](Deadline until) { return self.wait_announced(*mine, until); })) return;
+            } catch (const nb::python_error&) {  // interrupted
+              take_back(self, mine);
+              throw;
+            }
             nb::gil_scoped_release unlocked;
-            self.notify(std::move(copy), deadline);
+            self.withdraw(mine);
           },
           nb::arg("message"), nb::arg("timeout_s"),
           "Returns when it is on its way, in order. Waits while the target has too many that it hasn't taken.")
@@ -114,8 +133,20 @@ void register_network(nb::module_& m) {
             const Deadline deadline = deadline_after(timeout_s);
             const std::string to = to_string(address);
             const std::string shown = to_string(secret);
+            std::shared_ptr<NetworkLink> link;
+            {
+              nb::gil_scoped_release unlocked;
+              link = Network::connect(self.network, to, shown);
+            }
+            try {
+              if (in_slices(deadline, [&](Deadline until) { return link->wait_connected(until); })) return link;
+            } catch (const nb::python_error&) {  // interrupted
+              link->lose("it was given up");
+              throw;
+            }
             nb::gil_scoped_release unlocked;
-            return Network::connect(self.network, to, shown, deadline);
+            link->give_up();
+            return link;
           },
           nb::arg("address"), nb::arg("secret"), nb::arg("timeout_s"),
           "Raises PeerUnreachable, PeerRefused; ClosedError after ``close()``.")

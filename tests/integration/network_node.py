@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -66,6 +67,16 @@ class Node:
         self.know(peer)
         self.link = self.network.connect(bytes.fromhex(peer["address"]), secret.encode(), timeout_s)
         return {"peer": self.link.peer_name, "transport": self.link.transport, "alive": self.link.alive}
+
+    def interrupted_connect(self, peer):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            self.connect(peer, timeout_s=60.0)
+        except KeyboardInterrupt:
+            return "KeyboardInterrupt"
+        finally:
+            timer.join()
 
     def know(self, peer):
         """What this node believes of the peer's memory; a test may have changed it."""

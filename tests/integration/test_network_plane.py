@@ -494,6 +494,35 @@ def test_a_cable_that_is_pulled(nodes, cable):
     assert initiator.move("write", [[0, 0, MIB]]) == 2
 
 
+def test_shared_memory_when_it_is_asked_for(nodes):
+    owner = nodes("owner", tls="posix,sysv,cma,self")
+    initiator = nodes("initiator", tls="posix,sysv,cma,self", peer_timeout_s=1.0)
+    assert "tcp" not in initiator.connect(owner.about)["transport"]
+    initiator.fill(1)
+    pieces = [*scattered(100, 1000, 24), [MIB, MIB, 2 * MIB]]
+    assert initiator.move("write", pieces, notification="there") == 2
+    assert owner.drain()[0][1] == "there"
+    assert owner.sum(MIB, 2 * MIB) == initiator.sum(MIB, 2 * MIB)
+    assert initiator.move("read", [[0, MIB, MIB]]) == 2
+    assert initiator.sum(0, MIB) == owner.sum(MIB, MIB)
+    refused("PeerRefused", nodes("other", tls="posix,sysv,cma,self").connect, owner.about, secret="no")
+    owner.process.kill()
+    alive, why = initiator.lost(wait_s=4.0)
+    assert not alive
+    assert "heard" in why
+
+
+def test_a_wait_is_interrupted_by_ctrl_c(nodes):
+    """Connecting to a peer that is stopped, with a long deadline."""
+    owner = nodes("owner")
+    owner.process.send_signal(signal.SIGSTOP)
+    initiator = nodes("initiator")
+    initiator.ask("interrupted_connect", owner.about)
+    assert initiator.answer(10) == "KeyboardInterrupt"
+    owner.process.send_signal(signal.SIGCONT)
+    assert initiator.connect(owner.about)["alive"]
+
+
 def test_signal_handlers_and_environment_stay_as_they_were():
     program = """
 import os, signal, sys
