@@ -99,7 +99,7 @@ class AgentState:
             return self.agent.metadata()
 
     def _load(self, blob: bytes) -> str:
-        """Loads another agent's metadata; its name. Called from the listen thread as well."""
+        """Loads another agent's metadata; its name."""
         with as_nixl():
             loaded = AgentMetadata.from_bytes(blob)
             if loaded.name == self.name:

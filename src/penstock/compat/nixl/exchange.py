@@ -13,7 +13,7 @@ from penstock.compat.nixl.descriptors import DescriptorList
 from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError
 from penstock.compat.nixl.messages import as_text
 from penstock.compat.nixl.metadata import MetadataCalls
-from penstock.errors import UnknownPeer
+from penstock.errors import ClosedError, UnknownPeer
 from penstock.transfer import Agent
 from penstock.transfer.exchange import WHOLE, EtcdExchange, RemovalWatch
 from penstock.transfer.exchange.net import LOOPBACK
@@ -37,6 +37,7 @@ class Places:
         self.listener: MetadataListener | None = None
         self._agent = agent
         self._lock = threading.Lock()
+        self._closed = False
         self._etcd: EtcdExchange | None = None
         self._removals: RemovalWatch | None = None
 
@@ -52,6 +53,7 @@ class Places:
             nixlInvalidParamError: it names none.
         """
         with self._lock, as_nixl():
+            self._check_open()
             if self._etcd is None:
                 self._etcd = EtcdExchange.from_environment()
             if self._etcd is None:
@@ -62,16 +64,23 @@ class Places:
         """Has an agent forgotten when its metadata is taken out of etcd."""
         etcd = self.etcd()
         with self._lock:
+            self._check_open()
             if self._removals is None:
                 self._removals = etcd.watch_removals(self._forget)
         self._removals.follow(agent_name, label)
 
     def close(self) -> None:
         """Ends it all. Idempotent."""
+        with self._lock:
+            self._closed = True
         self.courier.close()
         for each in (self.listener, self._removals, self._etcd):
             if each is not None:
                 each.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the agent {self._agent.name} was closed")
 
     def _forget(self, agent_name: str) -> None:
         with contextlib.suppress(UnknownPeer):

@@ -12,6 +12,7 @@ from penstock.compat.nixl.forms import is_tensors, registered_list, required, tr
 from penstock.compat.nixl.handles import nixl_prepped_dlist_handle, nixl_xfer_handle
 from penstock.compat.nixl.memory import OPERATIONS, memory_of
 from penstock.compat.nixl.messages import as_bytes, as_text
+from penstock.compat.nixl.registrations import Registrations
 from penstock.compat.nixl.telemetry import XferTelemetry
 from penstock.errors import PeerLost, PenstockError, TransferError
 from penstock.transfer import Peer
@@ -41,10 +42,9 @@ class TransferCalls(AgentState):
             nixlNotFoundError: no backend moves this kind of memory.
         """
         rows = required(registered_list(reg_list, mem_type), reg_list)
+        tensors = reg_list if is_tensors(reg_list) else None
         with as_nixl():
-            self._registered(rows, backends).add(
-                self._memory_of(rows), rows, reg_list if is_tensors(reg_list) else None
-            )
+            self._registrations_of(rows, backends).add(self._memory_of(rows), rows, tensors)
         return rows
 
     def deregister_memory(self, reg_dlist: nixlRegDList, backends: Sequence[str] = ()) -> None:
@@ -56,7 +56,7 @@ class TransferCalls(AgentState):
                 the memory must stay until the agent is closed.
         """
         with as_nixl():
-            self._registered(reg_dlist, backends).remove(self._memory_of(reg_dlist), reg_dlist)
+            self._registrations_of(reg_dlist, backends).remove(self._memory_of(reg_dlist), reg_dlist)
 
     def prep_xfer_dlist(
         self, agent_name: str | bytes, xfer_list: Any, mem_type: str | None = None, backends: Sequence[str] = ()
@@ -212,7 +212,8 @@ class TransferCalls(AgentState):
         """``handle.release()``."""
         handle.release()
 
-    def _registered(self, rows: nixlRegDList, backends: Sequence[str]) -> Any:
+    def _registrations_of(self, rows: nixlRegDList, backends: Sequence[str]) -> Registrations:
+        """Where rows of this kind of memory are registered."""
         self._check_backends(backends)
         if self.agent is None or memory_of(rows.getType()) is None:
             created = ", ".join(self.backends) or "no backend"
