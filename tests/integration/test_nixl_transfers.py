@@ -264,6 +264,15 @@ def test_100_and_101_a_transfer_in_progress_is_not_posted_again_and_not_released
     handle.release()
 
 
+def test_a_transfer_that_fails_over_a_network_says_err_as_well(distant):
+    handle = distant.handle("WRITE", [(0, 64)], [(0, 64)])
+    assert done(distant.agent, handle) == "DONE"
+    distant.other("deregister_memory", distant.registered)
+    assert done(distant.agent, handle) == "ERR"
+    assert isinstance(handle.error, nixlNotFoundError)
+    assert isinstance(handle.error.__cause__, StaleDescriptor)
+
+
 def test_a_handle_that_is_dropped_in_progress_takes_nothing_with_it(distant):
     agent = distant.agent
     handle = distant.handle("WRITE", [(0, 32 << 20)], [(0, 32 << 20)], notif_msg=b"dropped")
@@ -319,10 +328,7 @@ def test_a_transfer_that_fails_says_err_and_the_handle_why(side):
     handle = side.handle("WRITE", [(0, 64)], [(0, 64)])
     assert done(side.agent, handle) == "DONE"
     side.other("deregister_memory", side.registered)
-    with pytest.raises(nixlNotFoundError) as raised:
-        side.agent.transfer(handle)
-    assert isinstance(raised.value.__cause__, StaleDescriptor)
-    assert side.agent.check_xfer_state(handle) == "ERR"
+    assert side.agent.transfer(handle) == side.agent.check_xfer_state(handle) == "ERR"
     assert isinstance(handle.error, nixlNotFoundError)
     assert isinstance(handle.error.__cause__, StaleDescriptor)
 
@@ -344,6 +350,29 @@ def test_an_agent_that_is_gone_is_a_disconnect_and_is_forgotten():
         assert not side.agent.check_remote_metadata("target")
         with pytest.raises(nixlNotFoundError):
             side.agent.transfer(handle)
+
+
+def test_an_agent_that_is_killed_in_the_middle_of_a_transfer_is_an_error_of_it():
+    from nixl_target import OtherProcess
+
+    process = OtherProcess()
+    try:
+        side = Side(process, size=32 << 20, params=NETWORK)
+    except nixlBackendError as error:
+        process.end()
+        pytest.skip(f"no network plane here: {error}")
+    with side.agent:
+        handle = side.handle("WRITE", [(0, 32 << 20)], [(0, 32 << 20)])
+        process.stop()
+        assert side.agent.transfer(handle) == "PROC"
+        process.kill()
+        until = time.monotonic() + 20
+        while (state := side.agent.check_xfer_state(handle)) == "PROC":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert state == "ERR"
+        assert isinstance(handle.error, nixlRemoteDisconnectError)
+        handle.release()
 
 
 def test_112_telemetry_is_off_unless_it_is_asked_for(side, monkeypatch):

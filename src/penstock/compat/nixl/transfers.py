@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Never
+from typing import Any
 
 from penstock.compat.nixl.base import AgentState
 from penstock.compat.nixl.descriptors import nixlRegDList, nixlXferDList
@@ -14,7 +14,7 @@ from penstock.compat.nixl.memory import OPERATIONS, memory_of
 from penstock.compat.nixl.messages import as_bytes, as_text
 from penstock.compat.nixl.registrations import Registrations
 from penstock.compat.nixl.telemetry import XferTelemetry
-from penstock.errors import PeerLost, PenstockError, TransferError
+from penstock.errors import PeerLost, PenstockError
 from penstock.transfer import Peer
 
 __all__ = ["TransferCalls"]
@@ -167,13 +167,13 @@ class TransferCalls(AgentState):
             notif_msg: sent after the data from now on; empty = what was given before.
 
         Returns:
-            ``"DONE"``, or ``"PROC"``: poll ``check_xfer_state``.
+            ``"DONE"``; ``"PROC"``: poll ``check_xfer_state``; or ``"ERR"``: it failed within the call, as where its
+            memory was deregistered, and ``handle.error`` says why.
 
         Raises:
             nixlRepostActiveError: it is in progress.
-            nixlNotFoundError: the other agent was removed, or its memory deregistered.
+            nixlNotFoundError: the other agent was removed.
             nixlRemoteDisconnectError: the other agent is gone; its metadata is dropped.
-            nixlError: whatever else made it fail within the call; ``handle.error`` has it, too.
         """
         try:
             state = handle.post(as_bytes(notif_msg) if notif_msg else None)
@@ -227,13 +227,14 @@ class TransferCalls(AgentState):
         if self._peer(peer.name) is not peer:
             raise nixlNotFoundError(f"agent {peer.name!r} was removed, and then loaded anew; prepare and make it again")
 
-    def _failed(self, handle: nixl_xfer_handle) -> Never:
-        """Says why a post failed; what is known of an agent that is gone is dropped."""
+    def _failed(self, handle: nixl_xfer_handle) -> str:
+        """What a post that failed is: a refusal where there is nobody to post to, else an error of the transfer."""
         self._check_known(handle.peer)
         error = handle.transfer.error
-        if isinstance(error, PeerLost):
-            self._mover.remove_peer(handle.peer.name)
-        raise translated(error or TransferError("it failed"))
+        if not isinstance(error, PeerLost):
+            return "ERR"
+        self._mover.remove_peer(handle.peer.name)
+        raise translated(error)
 
 
 def _check_pairs(local: nixlXferDList, remote: nixlXferDList) -> None:
