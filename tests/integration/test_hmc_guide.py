@@ -60,7 +60,9 @@ def play(server, client, changes=()):
         1,
         1,
     ]
-    serves = server.start(serving)  # it waits for the client
+    server.do("import threading\nready = threading.Event()\ndef print(*words): ready.set()")
+    serves = server.start(serving)  # it says that it is ready, and waits for the client
+    assert server.value(f"ready.wait({PATIENCE_S})")
     steps = [block for block in found[found.index(serving) + 1 :] if not of_a_gpu(block)]
     assert len(steps) == 6
     client.do(steps[0])

@@ -75,10 +75,9 @@ def test_offsets_beyond_a_buffer_are_refused_and_sizes_are_held(pair):
 
 def test_a_partition_is_a_timeout_and_when_it_heals_the_session_goes_on(pair, network):
     server, client, ip, _ = pair
-    client.do(f"sess.put({ip!r}, b'before')")
+    client.do(f"sess.put({ip!r}, data)")
     client.do("sess.comm.connections.timeout_s = sess._timeout_s = 1.0")
     client.do("for agent in sess.comm.connections._agents.values(): agent.timeout_s = 1.0")
-    client.do(f"sess.put({ip!r}, data)")
     network.partition([network.hosts[0]], [network.hosts[1]])
     with pytest.raises(PuppetError, match=r"put failed \(status=(TIMEOUT|ERROR)\)"):
         client.do(f"sess.put({ip!r}, data)")
