@@ -33,6 +33,30 @@ def test_topics_are_kept_apart_and_unknown_ones_dropped(agent):
     assert agent.mail.take(box) == [] and agent.notifications() == []
 
 
+def test_a_reader_that_takes_at_last_lets_the_others_go_on(agent):
+    """The general box is full, so the inbox is left as it is; then somebody empties the box, once."""
+    topic = new_topic()
+    box = agent.mail.open(topic)
+    filling = MOST_KEPT_BYTES // (128 << 10) + 4
+
+    def send():
+        for _ in range(filling):
+            agent.notify(agent.itself, bytes(128 << 10))
+        agent.notify(agent.itself, topic + b"behind them")
+
+    sender = threading.Thread(target=send)
+    got = []
+    reader = threading.Thread(target=lambda: got.append((agent.mail.wait(box, 5.0), agent.mail.take(box))))
+    reader.start()
+    sender.start()
+    while agent.mail._kept_bytes < MOST_KEPT_BYTES:
+        time.sleep(0.001)
+    agent.notifications()
+    reader.join(20)
+    sender.join(20)
+    assert got == [(True, [("mail", b"behind them")])]
+
+
 def test_whoever_takes_wakes_those_whose_mail_it_found(agent):
     """One thread sleeps on a topic, another polls for all: whichever of them empties the inbox."""
     topic = new_topic()

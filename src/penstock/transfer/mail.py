@@ -89,6 +89,7 @@ class Mail:
         with self._lock:
             self._boxes.pop(box.topic, None)
             self._take(box)
+            self._sort()
         box.wake()
 
     def close(self) -> None:
@@ -103,7 +104,9 @@ class Mail:
                 drained = self._inbox.drain(_DRAIN_AT_ONCE)
                 return [each for each in drained if not each[1].startswith(_MARK)] if drained else drained
             self._sort()
-            return self._take(box)
+            taken = self._take(box)
+            self._sort()  # while there was no room others may have slept in vain
+            return taken
 
     def wait(self, box: Box, timeout_s: float) -> bool:
         """Sleep until something is there for it, or somebody woke it. False = the time passed.
