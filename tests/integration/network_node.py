@@ -34,6 +34,7 @@ class Node:
         self.inbox = _core.Inbox(self.registry)
         self.memory = np.zeros(nbytes, np.uint8)
         self.base = self.memory.ctypes.data
+        self.vram = False
         self.register()
         self.network = _core.Network(
             self.registry,
@@ -50,13 +51,34 @@ class Node:
 
     def register(self):
         ranges = np.array([(self.base, len(self.memory))], dtype=np.uint64)
-        self.slot, self.generation = self.registry.add(ranges, False, 0)
+        self.slot, self.generation = self.registry.add(ranges, self.vram, 0)
+
+    def use_gpu(self):
+        """From now on this node's memory is a GPU's."""
+        import torch
+
+        self.tensor = torch.zeros(len(self.memory), dtype=torch.uint8, device="cuda")
+        torch.cuda.synchronize()
+        self.base, self.vram = self.tensor.data_ptr(), True
+        self.register()
+        return self.hello()
+
+    def gpu_fill(self, seed):
+        import torch
+
+        torch.manual_seed(seed)
+        self.tensor.copy_(torch.randint(0, 255, self.tensor.shape, dtype=torch.uint8))
+        torch.cuda.synchronize()
+
+    def gpu_sum(self):
+        return zlib.crc32(self.tensor.cpu().numpy())
 
     def hello(self):
         return {
             "address": self.network.address.hex(),
             "base": self.base,
             "nbytes": len(self.memory),
+            "vram": self.vram,
             "slot": self.slot,
             "generation": self.generation,
             "version": self.network.version,
@@ -83,7 +105,7 @@ class Node:
         self.peer = peer
         self.remote = _core.RemoteMemory()
         ranges = np.array([(peer["base"], peer["nbytes"], 0)], dtype=np.uint64)
-        self.remote.add(peer["slot"], peer["generation"], False, 0, 0, ranges)
+        self.remote.add(peer["slot"], peer["generation"], peer["vram"], 0, 0, ranges)
 
     def prepare(self, operation, pieces, merge=True):
         """``pieces``: (local offset, remote offset, length)."""

@@ -523,6 +523,28 @@ def test_a_wait_is_interrupted_by_ctrl_c(nodes):
     assert initiator.connect(owner.about)["alive"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kinds", ["gpu to gpu", "host to gpu", "gpu to host"])
+def test_memory_of_a_gpu(nodes, kinds):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    tls = "tcp,cuda_copy,cuda_ipc"
+    initiator, owner = nodes("initiator", tls=tls), nodes("owner", tls=tls)
+    ours, theirs = (kind == "gpu" for kind in kinds.split(" to "))
+    if ours:
+        initiator.use_gpu()
+    initiator.connect(owner.use_gpu() if theirs else owner.about)
+
+    def content(node, on_gpu):
+        return node.gpu_sum() if on_gpu else node.sum()
+
+    for seed, (operation, source, on_gpu) in enumerate((("write", initiator, ours), ("read", owner, theirs))):
+        (source.gpu_fill if on_gpu else source.fill)(seed)
+        assert initiator.move(operation, [[0, 0, 100], [100, 100, 4 * MIB - 100]], merge=False) == 2
+        assert content(initiator, ours) == content(owner, theirs)
+
+
 def test_signal_handlers_and_environment_stay_as_they_were():
     program = """
 import os, signal, sys
