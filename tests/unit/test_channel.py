@@ -296,6 +296,23 @@ def test_the_users_own_notifications_are_left_alone(agent, ends):
     assert take(ends[1]) == b"one" and agent.notifications() == [("both", b"mine")]
 
 
+@pytest.mark.parametrize("thing", [b"", b"data", "registered"])
+def test_a_receiver_that_is_gone_is_lost_whatever_is_sent(agent, thing):
+    """Its end was noticed before: a new connection is tried, and nobody is there."""
+    gone = Agent("gone", timeout_s=5.0)
+    receiver = channel.Receiver(gone, 4, 100)
+    sender = channel.Sender(agent, receiver.offer())
+    send((sender, receiver), b"first")
+    gone.close()
+    while not sender._peer.lost:
+        time.sleep(0.001)
+    with agent.register(bytearray(8)) as registration:
+        for _ in range(2):
+            with pytest.raises(PeerLost, match="gone, at the other end of the channel, is lost"):
+                sender.send(registration.descriptors if thing == "registered" else thing, 1.0)
+    sender.close()
+
+
 def test_an_offer_is_for_one_sender(agent):
     with (
         Agent("first", timeout_s=5.0) as one,

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerLost, PenstockError
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    DeadlineExceeded,
+    MetadataError,
+    PeerLost,
+    PeerRefused,
+    PeerUnreachable,
+    PenstockError,
+    TransferError,
+)
 from penstock.transfer.channel.notes import Kind, Note
 from penstock.transfer.mail import Box
 from penstock.transfer.metadata import AgentMetadata
@@ -89,6 +99,28 @@ class End:
         if self._failure is None:
             self._failure = error
 
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Whatever of the peer or its memory can't be reached inside, the channel is at its end.
+
+        Raises:
+            PeerLost: the peer ended, or said that it stops.
+            TransferError: something else went wrong.
+        """
+        try:
+            yield
+        except TransferError as error:
+            self._listen()  # it may have said why
+            self._fail(self._lost(error) if isinstance(error, (PeerUnreachable, PeerRefused)) else error)
+            raise self._reason() from error
+
+    def _lost(self, why: object) -> PeerLost:
+        return PeerLost(f"{self.peer_name}, at the other end of the channel, is lost: {why}")
+
+    def _reason(self) -> PenstockError:
+        assert self._failure is not None
+        return type(self._failure)(*self._failure.args)
+
     def _check(self) -> None:
         """Whether there is any sense in waiting.
 
@@ -98,11 +130,11 @@ class End:
         if self._closed:
             raise ClosedError(f"this end of the channel with {self.peer_name or 'nobody yet'} was closed")
         if self._failure is not None:
-            raise type(self._failure)(*self._failure.args)
+            raise self._reason()
         lost = self._peer.lost if self._peer is not None else None
         if lost:
             # Not raised yet: what it said before it went comes first, and the next step hears it.
-            self._fail(PeerLost(f"{self.peer_name}, at the other end of the channel, is lost: {lost}"))
+            self._fail(self._lost(lost))
 
     def _wait_for(self, step: Callable[[], Found | None], timeout_s: float | None, what: str) -> Found:
         """Calls ``step`` until it gives something, asleep in between."""

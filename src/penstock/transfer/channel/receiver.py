@@ -253,7 +253,7 @@ class Receiver(End):
                 self._window.granted = before  # the next look tries again
             except (PeerLost, PeerUnreachable, PeerRefused) as error:
                 # It may have sent everything before it went; that is heard first.
-                self._fail(PeerLost(f"{self.peer_name}, at the other end of the channel, is lost: {error}"))
+                self._fail(self._lost(error))
 
     def _hear(self, sender: str, note: Note) -> None:
         if note.kind == Kind.OPEN:

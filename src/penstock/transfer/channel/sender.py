@@ -137,14 +137,12 @@ class Sender(End):
         last = self._last()
         if last is not None:
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    await last
+                with self._reaching():
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        await last
             except TimeoutError as error:
                 self._blame(last)
                 raise DeadlineExceeded(f"the message before is still on its way to {self.peer_name}") from error
-            except PenstockError:
-                self._blame(last)
-                raise
         self._fill(self._slot(), pieces)
 
     def reserve(self, timeout_s: float | None = None) -> Slot:
@@ -173,7 +171,8 @@ class Sender(End):
                 if transfer is not None and self._failure is None:
                     self._finish(transfer)
             if self._failure is None and not self._agent.closed:
-                self._tell(Kind.END, self._allowance.next)
+                with self._reaching():
+                    self._tell(Kind.END, self._allowance.next)
         finally:
             if self._failure is not None:
                 self._stop(f"the sender failed: {self._failure}")
@@ -229,12 +228,13 @@ class Sender(End):
         self._check()
         sequence = self._allowance.next
         note = self._wrapped(Kind.DATA, sequence, size_bytes)
-        if size_bytes == 0:
-            self._agent.notify(self._peer_or_raise(), note, self.timeout_s)
-            self._allowance.take()
-            return
         place = sequence % self._staging_slots
-        transfer = self._transfer(place, sequence % self.slots, size_bytes)
+        with self._reaching():
+            if size_bytes == 0:
+                self._agent.notify(self._peer_or_raise(), note, self.timeout_s)
+                self._allowance.take()
+                return
+            transfer = self._transfer(place, sequence % self.slots, size_bytes)
         self._allowance.take()
         transfer.post(note)
         if transfer.state == "ACTIVE":
@@ -246,12 +246,10 @@ class Sender(End):
         lengths = data.table[:, 1]
         ring_slot = self._allowance.next % self.slots
         starts = np.cumsum(lengths) - lengths + np.uint64(ring_slot * self._stride)
-        transfer = self._agent.transfer(
-            "WRITE",
-            self._agent.prepare(data),
-            self._peer_or_raise().prepare(_part(self._ring, starts, lengths)),
-            timeout_s=self.timeout_s,
-        )
+        local = self._agent.prepare(data)
+        with self._reaching():
+            remote = self._peer_or_raise().prepare(_part(self._ring, starts, lengths))
+            transfer = self._agent.transfer("WRITE", local, remote, timeout_s=self.timeout_s)
         transfer.post(self._wrapped(Kind.DATA, self._allowance.take(), data.total_bytes))
         self._finish(transfer)
 
@@ -273,13 +271,14 @@ class Sender(End):
 
     def _finish(self, transfer: Transfer, timeout_s: float | None = None) -> None:
         try:
-            transfer.wait(timeout_s)
-        except PenstockError:
+            with self._reaching():
+                transfer.wait(timeout_s)
+        except DeadlineExceeded:
             self._blame(transfer)
             raise
 
     def _blame(self, transfer: Transfer) -> None:
-        """A transfer that failed leaves a gap, so nothing can follow it; one that goes on is no harm."""
+        """A transfer that took too long leaves a gap, so nothing can follow it; one that goes on does no harm."""
         error = transfer.error
         if error is not None:
             self._fail(error)
