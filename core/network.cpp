@@ -45,16 +45,14 @@ std::shared_ptr<const UcxApi> load(const NetworkOptions& options) {
 
 // What UCX should do unless it is told otherwise. TCP gives up a peer that takes nothing as soon as we do, and UCX one
 // that gives nothing (its process is stopped), so that what is under way to it ends; and nobody waits for a connection
-// while holding the lock. No put over TCP: where a peer is lost in the middle of one, UCX 1.22 frees the connection in
-// the first half of an event and uses it in the second (uct_tcp_iface_handle_events), which kills the process. TCP's
-// send buffers are as large as its receive buffers, not an eighth of them: 1 MiB takes less than half the time.
+// while holding the lock. TCP's send buffers are as large as its receive buffers, not an eighth of them: 1 MiB takes
+// less than half the time.
 std::map<std::string, std::string> wishes(const NetworkOptions& options) {
   const auto timeout = std::chrono::ceil<std::chrono::milliseconds>(options.peer_timeout);
   const std::string milliseconds = std::to_string(timeout.count()) + "ms";
   return {{"TCP_USER_TIMEOUT", milliseconds},
           {"KEEPALIVE_INTERVAL", milliseconds},
           {"TCP_CONN_NB", "y"},
-          {"TCP_PUT_ENABLE", "n"},
           {"TCP_TX_SEG_SIZE", "64k"}};
 }
 

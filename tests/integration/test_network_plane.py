@@ -409,15 +409,18 @@ def test_peers_that_close(pair):
     refused("PeerLost", initiator.move, "write", [[0, 0, 8]])
 
 
-def test_losing_and_leaving_end_what_is_under_way(nodes):
+# Each from a process of its own: one that connects again at once after such an end is killed by UCX 1.22 once in some
+# twenty times, on a busy machine (a connection that it freed; docs/transfers.md).
+@pytest.mark.parametrize(("end", "kind"), [("lose", "PeerLost"), ("leave", "ClosedError"), ("close", "ClosedError")])
+def test_losing_and_leaving_end_what_is_under_way(nodes, end, kind):
     owner, initiator = nodes("owner"), nodes("initiator")
-    for end, kind in (("lose", "PeerLost"), ("leave", "ClosedError"), ("close", "ClosedError")):
-        initiator.connect(owner.about)
-        initiator.start("write", [[0, 0, 4 * MIB]] * 256, merge=False)
-        getattr(initiator, end)()
-        refused(kind, initiator.finish)
-        assert initiator.quiet(2.0)
-    refused("ClosedError", initiator.connect, owner.about)
+    initiator.connect(owner.about)
+    initiator.start("write", [[0, 0, 4 * MIB]] * 256, merge=False)
+    getattr(initiator, end)()
+    refused(kind, initiator.finish)
+    assert initiator.quiet(2.0)
+    if end == "close":
+        refused("ClosedError", initiator.connect, owner.about)
 
 
 def test_connected_again_after_a_restart(nodes):
