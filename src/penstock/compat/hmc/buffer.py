@@ -70,11 +70,8 @@ class ConnBuffer:
         return self._segment if self._segment is not None else self._on_device()
 
     def close(self) -> None:
-        """Gives the memory back; every use after it raises ``ClosedError``. Again is a no-op."""
-        device, self._device = self._device, None
-        self._host = self._segment = None
-        if device is not None:
-            device.close()
+        """Lets go of the memory, which goes when no agent has it registered; every use from now on is an error."""
+        self._host = self._segment = self._device = None
 
     def window(self, offset: int, nbytes: int) -> int:
         """``offset``, after a look whether ``nbytes`` from there lie inside.

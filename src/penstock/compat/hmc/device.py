@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from penstock.errors import TransferError, TransportUnavailable
+from penstock.compat.hmc.errors import HMCError
+from penstock.errors import TransportUnavailable
 
 __all__ = ["DeviceMemory", "copy", "cuda_device_count", "pointer_of"]
 
@@ -27,10 +30,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class DeviceMemory:
-    """Bytes in a GPU's memory, freed with ``close()``. Arrays of other libraries can be made over it while it lives.
+    """Bytes in a GPU's memory, freed with the last reference, so never while an agent has them registered.
+
+    ``close()`` frees them at once; it is for memory that nobody has registered.
 
     Attributes:
-        address: of the first byte, in the GPU's address space.
         nbytes: how many there are.
         device_id: which GPU.
     """
@@ -39,9 +43,15 @@ class DeviceMemory:
         address = ctypes.c_uint64()
         with _current(device_id) as driver:
             _check(driver, "cuMemAlloc_v2", ctypes.byref(address), nbytes)
-        self.address = address.value
         self.nbytes = nbytes
         self.device_id = device_id
+        self._address = address.value
+        self._end = weakref.finalize(self, _free, device_id, address.value, os.getpid())
+
+    @property
+    def address(self) -> int:
+        """Of the first byte; 0 when it was freed."""
+        return self._address if self._end.alive else 0
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -49,10 +59,13 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Gives the memory back; again is a no-op."""
-        address, self.address = self.address, 0
-        if address:
-            with _current(self.device_id) as driver:
-                _check(driver, "cuMemFree_v2", address)
+        self._end()
+
+
+def _free(device_id: int, address: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has no part in its parent's GPU
+        with _current(device_id) as driver:
+            _check(driver, "cuMemFree_v2", address)
 
 
 def cuda_device_count() -> int:
@@ -126,4 +139,4 @@ def _current(device_id: int) -> Iterator[Any]:
 def _check(driver: Any, name: str, *arguments: Any) -> None:
     code = getattr(driver, name)(*arguments)
     if code != 0:
-        raise TransferError(f"the CUDA driver's {name} failed with code {code}")
+        raise HMCError(f"the CUDA driver's {name} failed with code {code}")
