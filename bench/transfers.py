@@ -86,7 +86,8 @@ def _perftest(here: networks.Place, there: networks.Place, quick: bool) -> commo
 
 
 def _command(name: str, groups: Sequence[str], options: argparse.Namespace) -> list[str]:
-    budget = ["--budget-s", str(options.budget_s), *(["--pin"] if options.pin else [])]
+    pinned = options.pin and CONTESTANTS[name].pinned and groups != NETWORK
+    budget = ["--budget-s", str(options.budget_s), *(["--pin"] if pinned else [])]
     return [
         sys.executable,
         __file__,
@@ -106,9 +107,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=0.4, help="how long one figure of a round is measured")
     parser.add_argument("--tries", type=int, default=1, help="repeat a run with much other work, at most so often")
     parser.add_argument("--other-cores", type=float, default=0.2, help="so much other work is borne")
-    parser.add_argument(
-        "--pin", action="store_true", help="one core for each end; hurts those with threads of their own"
-    )
+    parser.add_argument("--pin", action="store_true", help="one core for each end of those that have no busy threads")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="these contestants")
     parser.add_argument("--groups", default=",".join(SAME_HOST + NETWORK), help="such as latency,bulk")
     parser.add_argument("--quick", action="store_true", help="one short round")

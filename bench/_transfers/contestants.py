@@ -19,6 +19,7 @@ class Contestant:
     name: str
     memory: str
     groups: tuple[str, ...]
+    pinned: bool = False  # one core for each end when that is asked for: who has no busy threads of its own
 
     def load(self) -> type[Side]:
         found: type[Side] = getattr(importlib.import_module(f"_transfers.{self.module}"), self.name)
@@ -26,13 +27,13 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "penstock": Contestant("penstock", "Penstock", "own", SAME_HOST + NETWORK),
-    "penstock, user memory": Contestant("penstock", "Penstock", "user", SAME_HOST + NETWORK),
+    "penstock": Contestant("penstock", "Penstock", "own", SAME_HOST + NETWORK, pinned=True),
+    "penstock, user memory": Contestant("penstock", "Penstock", "user", SAME_HOST + NETWORK, pinned=True),
     "nixl": Contestant("nixl", "Nixl", "user", SAME_HOST + NETWORK),
-    "nixl, tuned": Contestant("nixl", "TunedNixl", "user", SAME_HOST),
-    "memcpy": Contestant("copies", "Memcpy", "own", ("latency", "notify", "scatter", "bulk")),
-    "streaming stores": Contestant("copies", "Streaming", "own", ("scatter", "bulk")),
-    "process_vm": Contestant("copies", "ProcessCopy", "user", ("latency", "notify", "scatter", "bulk")),
+    "nixl, tuned": Contestant("nixl", "TunedNixl", "user", SAME_HOST, pinned=True),
+    "memcpy": Contestant("copies", "Memcpy", "own", ("latency", "notify", "scatter", "bulk"), pinned=True),
+    "streaming stores": Contestant("copies", "Streaming", "own", ("scatter", "bulk"), pinned=True),
+    "process_vm": Contestant("copies", "ProcessCopy", "user", ("latency", "notify", "scatter", "bulk"), pinned=True),
     "mooncake": Contestant("mooncake", "Mooncake", "user", ("latency", "scatter", "bulk", "network")),
     "gloo": Contestant("messages", "Gloo", "user", ("notify", "bulk")),
     "zmq ipc": Contestant("messages", "Zmq", "user", ("notify", "bulk")),
