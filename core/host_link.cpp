@@ -24,6 +24,9 @@ constexpr size_t kVectors = 1024;  // IOV_MAX
 template <typename Shared>
 Shared* checked(const Segment& segment, uint64_t bytes, const char* what) {
   auto* shared = reinterpret_cast<Shared*>(segment.data());
+  if (segment.size() >= sizeof(Shared) && shared->magic == 0) {
+    throw Error(ErrorCode::peer_unreachable, "the peer closed while we connected");
+  }
   if (segment.size() < sizeof(Shared) || shared->magic != Shared::kMagic || shared->version != 1 ||
       segment.size() < bytes) {
     throw Error(ErrorCode::peer_refused, std::string("the peer's ") + what + " is of another version or damaged");
@@ -57,7 +60,7 @@ class Busy {
   explicit Busy(HostLink& link) : link_(link) {
     thread_local uint32_t preferred = 0;
     for (uint32_t i = preferred;; i = (i + 1) % kBusyCounters) {
-      if (!link.busy_taken_[i].test_and_set(std::memory_order_acquire)) {
+      if (!link.busy_taken_[i].test_and_set(std::memory_order_seq_cst)) {
         preferred = index_ = i;
         break;
       }
@@ -333,8 +336,9 @@ void HostLink::lose(const std::string& reason) {
 }
 
 bool HostLink::wait_idle(Deadline deadline) const {
-  for (const BusyCounter& counter : link_->busy) {
-    while (counter.count.load(std::memory_order_seq_cst) % 2 == 1) {
+  // By what we know ourselves: the counters are the target's memory, and read as zeros once it has closed.
+  for (const std::atomic_flag& taken : busy_taken_) {
+    while (taken.test(std::memory_order_seq_cst)) {
       if (std::chrono::steady_clock::now() >= deadline) return false;
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }

@@ -157,6 +157,29 @@ def test_regions_that_come_and_go_are_unmapped_at_the_peers_as_well() -> None:
         settled(target, before[0])
 
 
+def test_targets_that_close_while_we_post_leave_nothing_under_way() -> None:
+    """What a target takes away when it closes, such as what it shares with us, is taken away at any moment."""
+    with Puppet("initiator") as initiator, Puppet() as target:
+        initiator.call("allocate", key="a", nbytes=100)
+        initiator.call("register", key="a")
+        for _ in range(12):
+            target.call("open", name="target")
+            target.call("own", key="kv", nbytes=100)
+            descriptors = target.call("register", key="kv")
+            initiator.call("add_peer", blob=target.call("metadata"))
+            initiator.call(
+                "prepare", key="t", operation="WRITE", peer="target", local=[["a", 0, 100]], remote=descriptors
+            )
+            posting = initiator.begin("run", code="while acts.transfers['t'].post() != 'FAILED': pass")
+            target.call("close")
+            initiator.result(posting)
+            started = time.monotonic()
+            initiator.call("remove_peer", name="target")
+            assert time.monotonic() - started < 3
+            target.call("run", code="acts.registrations.clear()")
+        assert initiator.call("census")["threads"] <= 3
+
+
 def test_a_region_registered_again_is_mapped_again() -> None:
     with Puppet("target") as target, Puppet("initiator") as initiator:
         target.call("allocate", key="kv", nbytes=1 << 16)

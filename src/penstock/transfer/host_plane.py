@@ -135,8 +135,8 @@ class HostConnection:
             threading.Thread(target=self._hang_up_when_idle, name="penstock last copy", daemon=True).start()
 
     def _hang_up_when_idle(self) -> None:
-        while not self.link.wait_idle(3600.0):
-            pass
+        while not self.link.wait_idle(0.0):
+            time.sleep(0.05)
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import _core
-from penstock.errors import ConfigError, PeerLost, PeerUnreachable, TransportUnavailable
+from penstock.errors import ConfigError, PeerLost, PeerUnreachable, TransferError, TransportUnavailable
 from penstock.transfer.descriptors import Descriptors
 from penstock.transfer.host_plane import Attempt, HostConnection
 from penstock.transfer.memory import ranges_of
@@ -197,8 +197,8 @@ class Peer:
             before.close()
         try:
             made = self._agent.host_plane.connect(self._metadata, deadline - time.monotonic(), attempt)
-        except PeerUnreachable:
-            self._check_there()  # who was removed meanwhile isn't unreachable
+        except TransferError:
+            self._check_there()  # who was removed meanwhile is neither unreachable nor refuses us
             raise
         finally:
             self._attempt = None
