@@ -33,7 +33,10 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
 
   NetworkLink(std::shared_ptr<Network> network, uint64_t id);
 
-  bool alive() const { return alive_.load(std::memory_order_acquire); }
+  bool alive() const {
+    network_->refuse_child();
+    return alive_.load(std::memory_order_acquire);
+  }
   std::string lost();  // why it isn't alive; "" = it is
   std::string peer_name();
   std::string transport();
