@@ -22,6 +22,9 @@ constexpr auto kMostSpin = std::chrono::microseconds(50);
 constexpr auto kLongestSleep = std::chrono::seconds(60);
 constexpr int kMostPartings = 64;
 constexpr size_t kMostListeners = 256;
+// How long what was sent may take to leave before its endpoint is closed by force. UCX 1.22 keeps the receiving half of
+// a TCP connection that is closed so, and with bytes still waiting to be sent it may free it under its own feet.
+constexpr auto kDraining = std::chrono::milliseconds(500);
 constexpr auto kSevering = std::chrono::milliseconds(200);  // how long UCX may take to find a socket shut
 
 bool same_secret(std::string_view a, std::string_view b) {
@@ -177,8 +180,8 @@ void Network::close(Deadline deadline) {
     for (const auto& [id, link] : links) link->leave_locked();
     const auto sessions = sessions_;
     for (const auto& [id, session] : sessions) session->leave();
-    // Even without time, UCX is asked to let go: endpoints are closed by force, which takes it no longer than a turn.
-    const auto last = std::max(deadline, Clock::now() + std::chrono::milliseconds(200));
+    // Even without time, UCX is asked to let go: what is under way may leave, then endpoints are closed by force.
+    const auto last = std::max(deadline, Clock::now() + kDraining + std::chrono::milliseconds(200));
     while (!closed_locked() && Clock::now() < last) {
       lock.wait_until(std::min(last, Clock::now() + std::chrono::milliseconds(5)));
     }
@@ -255,7 +258,7 @@ Clock::time_point Network::next_due_locked() const {
 void Network::tend_locked(Clock::time_point now) {
   const auto doomed = std::exchange(doomed_, {});
   for (const Doomed& one : doomed) {
-    if (now < one.at && !one.endpoint->broken()) {
+    if (now < one.at && !one.endpoint->broken() && (one.severed || !one.endpoint->idle())) {
       doomed_.push_back(one);
     } else {
       one.endpoint->close();
@@ -326,12 +329,12 @@ void Network::forget_locked(const NetworkSession& session) {
 }
 
 void Network::doom_locked(std::shared_ptr<Endpoint> endpoint) {
-  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::time_point::min()});
+  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::now() + kDraining, false});
 }
 
 void Network::sever_locked(std::shared_ptr<Endpoint> endpoint, const std::vector<TcpSocket>& sockets) {
   for (const TcpSocket& socket : sockets) shut_down(socket);
-  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::now() + kSevering});
+  if (endpoint) doomed_.push_back({std::move(endpoint), Clock::now() + kSevering, true});
 }
 
 std::vector<TcpSocket> Network::accepted_from(const std::vector<SocketName>& remote) const {

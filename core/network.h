@@ -157,7 +157,8 @@ class Network {
   std::set<std::pair<Deadline, NetworkTransfer*>> deadlines_;
   struct Doomed {
     std::shared_ptr<Endpoint> endpoint;
-    Clock::time_point at;  // unless UCX finds it broken before
+    Clock::time_point at;  // unless UCX finds it broken before, or nothing is under way
+    bool severed;          // its sockets are shut: UCX is about to find out
   };
   std::vector<Doomed> doomed_;
   int partings_ = 0;

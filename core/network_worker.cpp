@@ -20,6 +20,7 @@ void check(const UcxApi& api, ucs_status_t status, const std::string& what) {
 void finish(Pending* operation, ucs_status_t status) {
   const std::unique_ptr<Pending> owned(operation);
   operation->worker->ended();
+  if (operation->endpoint) operation->endpoint->settled();
   if (operation->done) operation->done(status);
 }
 
@@ -139,7 +140,7 @@ void UcxWorker::track(ucs_status_ptr_t request, Pending* operation) {
 }
 
 void UcxWorker::receive(void* descriptor, uint64_t address, uint64_t length, MemoryKind kind, Done done) {
-  auto* operation = new Pending{this, std::move(done), {Header(0), {}}};
+  auto* operation = new Pending{this, std::move(done), {Header(0), {}}, nullptr};
   ucp_request_param_t parameters = operation_parameters(operation);
   parameters.cb.recv_am = on_received;
   name_memory(parameters, kind);
@@ -176,8 +177,13 @@ void Endpoint::on_error(void* self, ucp_ep_h, ucs_status_t status) {
   if (endpoint->on_error_) std::exchange(endpoint->on_error_, {})(status);
 }
 
+Pending* Endpoint::begin(Done done, Outgoing outgoing) {
+  ++under_way_;
+  return new Pending{&worker_, std::move(done), std::move(outgoing), shared_from_this()};
+}
+
 void Endpoint::send(Outgoing outgoing, Done done) {
-  auto* operation = new Pending{&worker_, std::move(done), std::move(outgoing)};
+  auto* operation = begin(std::move(done), std::move(outgoing));
   if (!open()) {
     worker_.track(reinterpret_cast<void*>(UCS_ERR_NOT_CONNECTED), operation);
     return;
@@ -193,7 +199,7 @@ void Endpoint::send(Outgoing outgoing, Done done) {
 }
 
 void Endpoint::send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, Done done) {
-  auto* operation = new Pending{&worker_, std::move(done), {header, {}}};
+  auto* operation = begin(std::move(done), {header, {}});
   if (!open()) {
     worker_.track(reinterpret_cast<void*>(UCS_ERR_NOT_CONNECTED), operation);
     return;
@@ -209,7 +215,7 @@ void Endpoint::send_direct(const Header& header, uint64_t address, uint64_t leng
 }
 
 void Endpoint::flush(Done done) {
-  auto* operation = new Pending{&worker_, std::move(done), {Header(0), {}}};
+  auto* operation = begin(std::move(done), {Header(0), {}});
   if (!open()) {
     worker_.track(nullptr, operation);
     return;
@@ -221,7 +227,7 @@ void Endpoint::flush(Done done) {
 void Endpoint::close() {
   if (!open()) return;
   // UCX may call the error handler until the closing has ended: the endpoint lives as long.
-  auto* operation = new Pending{&worker_, [self = shared_from_this()](ucs_status_t) {}, {Header(0), {}}};
+  auto* operation = new Pending{&worker_, [self = shared_from_this()](ucs_status_t) {}, {Header(0), {}}, nullptr};
   ucp_request_param_t parameters = operation_parameters(operation);
   parameters.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
   parameters.flags = notices_death_ ? UCP_EP_CLOSE_FLAG_FORCE : 0;

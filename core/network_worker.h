@@ -85,7 +85,8 @@ class UcxWorker {
 struct Pending {
   UcxWorker* worker;
   Done done;
-  Outgoing outgoing;  // of a send
+  Outgoing outgoing;                         // of a send
+  std::shared_ptr<class Endpoint> endpoint;  // that it goes by; null = it comes in
 };
 
 // A line to a peer. `on_error` is called once, when UCX finds it broken.
@@ -106,6 +107,9 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   // notices no dead peer: what was under way to one ends only with the worker.)
   void close();
   bool open() const { return handle_ != nullptr; }
+  // Nothing that was sent is under way any more.
+  bool idle() const { return under_way_ == 0; }
+  void settled() { --under_way_; }
   // UCX has found it broken.
   bool broken() const { return broken_; }
   // Such as "tcp/eth0"; several are joined by commas.
@@ -115,10 +119,12 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   Endpoint(UcxWorker& worker, std::function<void(ucs_status_t)> on_error)
       : worker_(worker), on_error_(std::move(on_error)) {}
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
+  Pending* begin(Done done, Outgoing outgoing);
 
   UcxWorker& worker_;
   std::function<void(ucs_status_t)> on_error_;
   ucp_ep_h handle_ = nullptr;
+  int under_way_ = 0;
   bool broken_ = false;
   bool notices_death_ = true;
 };

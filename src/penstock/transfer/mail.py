@@ -24,6 +24,7 @@ __all__ = ["TOPIC_BYTES", "Box", "Mail", "is_topic", "new_topic"]
 
 _ITEM_BYTES: Final = 200  # of Python's objects around a message, about
 _MARK: Final = b"\0PStopic"
+_ALL: Final = 1 << 30
 _DRAIN_AT_ONCE: Final = 1024
 
 MOST_KEPT_BYTES: Final = 4 << 20
@@ -101,7 +102,7 @@ class Mail:
         """What has arrived for it since the last call."""
         with self._lock:
             if not self._boxes and not box.items:  # the usual case: nobody to sort for
-                drained = self._inbox.drain(_DRAIN_AT_ONCE)
+                drained = self._inbox.drain(_ALL)
                 return [each for each in drained if not each[1].startswith(_MARK)] if drained else drained
             self._sort()
             taken = self._take(box)
