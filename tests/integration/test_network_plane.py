@@ -409,13 +409,11 @@ def test_peers_that_close(pair):
     refused("PeerLost", initiator.move, "write", [[0, 0, 8]])
 
 
-# Each from a process of its own: one that connects again at once after such an end is killed by UCX 1.22 once in some
-# twenty times, on a busy machine (a connection that it freed; docs/transfers.md).
 @pytest.mark.parametrize(("end", "kind"), [("lose", "PeerLost"), ("leave", "ClosedError"), ("close", "ClosedError")])
 def test_losing_and_leaving_end_what_is_under_way(nodes, end, kind):
     owner, initiator = nodes("owner"), nodes("initiator")
     initiator.connect(owner.about)
-    initiator.start("write", [[0, 0, 4 * MIB]] * 256, merge=False)
+    initiator.start("write", [[0, 0, 4 * MIB]] * 2048, merge=False)  # 8 GiB: a second at the least
     getattr(initiator, end)()
     refused(kind, initiator.finish)
     assert initiator.quiet(2.0)
