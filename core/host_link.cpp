@@ -101,6 +101,7 @@ class HostTransfer : public Transfer {
     try {
       move();
       if (notification != nullptr && !link_->try_notify(*notification)) {
+        const std::lock_guard lock(settling_);  // others may poll already
         notification_ = *notification;
         return TransferState::active;
       }
