@@ -146,7 +146,7 @@ class Agent:
             BudgetError: the machine, or the budget as a whole, doesn't have it.
             DeadlineExceeded: the budget didn't have it in time.
         """
-        self._check_open()
+        self.check_open()
         if size <= 0:
             raise ConfigError(f"{size} bytes of memory; give at least 1")
         if self._budget is None:
@@ -164,7 +164,7 @@ class Agent:
         Raises:
             ConfigError: nothing that is contiguous memory that can be written to, of one kind and device.
         """
-        self._check_open()
+        self.check_open()
         self._sweep()
         ranges = ranges_of(thing, memory)
         if not ranges.writable:
@@ -180,7 +180,7 @@ class Agent:
         Raises:
             NotRegistered: one of them doesn't.
         """
-        self._check_open()
+        self.check_open()
         ranges = ranges_of(thing, memory)
         self.registry.prepare(ranges.table, None, None)
         found = self.registry.find(ranges.table)
@@ -193,7 +193,7 @@ class Agent:
         Raises:
             NotRegistered, StaleDescriptor
         """
-        self._check_open()
+        self.check_open()
         rows = rows_of(things, self.name, memory)
         return Prepared(None, rows, self.registry.prepare(rows.table, rows.slots, rows.generations))
 
@@ -207,7 +207,7 @@ class Agent:
         Args:
             registrations: only these, which are added to what a peer knows; None: all, which replace it.
         """
-        self._check_open()
+        self.check_open()
         with self._lock:
             chosen = list(self._registrations if registrations is None else registrations)
         return self._metadata(chosen, complete=registrations is None).to_bytes()
@@ -238,7 +238,7 @@ class Agent:
             MetadataError: it doesn't parse.
             ConfigError: it is our own; transfers within one agent need none (``itself``).
         """
-        self._check_open()
+        self.check_open()
         loaded = AgentMetadata.from_bytes(metadata)
         if loaded.name == self.name:
             raise ConfigError(
@@ -289,7 +289,7 @@ class Agent:
     @property
     def itself(self) -> Peer:
         """This agent as its own peer: for transfers within one process."""
-        self._check_open()
+        self.check_open()
         with self._lock:
             if self._self_peer is None:
                 self._self_peer = Peer(self, self._metadata([], complete=True))
@@ -338,7 +338,7 @@ class Agent:
             ConfigError: sides, counts, lengths or indices that don't fit.
             PeerUnreachable, PeerRefused, TransportUnavailable: no connection to the peer.
         """
-        self._check_open()
+        self.check_open()
         if operation not in ("WRITE", "READ"):
             raise ConfigError(f"operation {operation!r}; it is 'WRITE' or 'READ'")
         if not isinstance(local, Prepared):
@@ -388,14 +388,14 @@ class Agent:
             UnknownPeer, PeerLost, PeerUnreachable, PeerRefused
             DeadlineExceeded: the peer doesn't take its notifications, and there is no room for more.
         """
-        self._check_open()
+        self.check_open()
         target = self.peer(peer) if isinstance(peer, str) else peer
         target.link(timeout_s).notify(message, self.timeout_s if timeout_s is None else timeout_s)
 
     def notifications(self) -> list[Notification]:
         """What arrived since the last call: in order for each sender, each once."""
         if self._closed:
-            self._check_open()
+            self.check_open()
         mail = self.mail
         arrived = mail.take(mail.general)
         return [Notification(*each) for each in arrived] if arrived else []  # who polls mostly finds nothing
@@ -509,7 +509,8 @@ class Agent:
         with self._lock:
             return any(segment_id in each.segment_ids for each in self._registrations)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises ``ClosedError`` once it was closed, and in a forked child."""
         if self._closed:
             raise ClosedError(f"the agent {self.name} {_WHY_CLOSED.get(self._closed, 'was closed')}")
 

@@ -161,7 +161,9 @@ class Peer:
         Raises:
             PeerUnreachable, PeerRefused
             TransportUnavailable: neither plane leads there, or not the one that the agent requires.
+            ClosedError: the agent was closed, or this is a forked child.
         """
+        self._agent.check_open()
         self.link(timeout_s)
 
     def link(self, timeout_s: float | None = None, *, network: bool = False) -> Link:
