@@ -30,6 +30,7 @@ _SCRIPT = Path(__file__).parent.parent / "transfers.py"
 _ANSWER_S = 60.0
 _PROGRESS_CALLS = 64  # of a polling target, between two looks at the socket
 _STOP = b"!"
+_FALL_ASLEEP_S = 0.0005  # the other end sleeps by then
 _TENSORS, _TENSOR_BYTES = 5_000, 4 * work.KIB
 _MESSAGES = {work.KIB: 200, 64 * work.KIB: 200, work.MIB: 100, 1 << 40: 8}  # at most so large: so many are timed
 
@@ -91,7 +92,8 @@ class _Initiator:
         items: dict[str, Callable[[], dict[str, Any]]] = {}
         if "notify" in groups:
             items |= {"notification, both polling": partial(self._notify, "echo", asleep=False)}
-            items |= {"notification, sleeping consumer": partial(self._notify, "echo_asleep", asleep=True)}
+            items |= {"notification, sleeping consumer": partial(self._notify, "echo_asleep", asleep=False)}
+            items |= {"notification, both asleep": partial(self._notify, "echo_asleep", asleep=True)}
             items |= {"idle, asleep": self._idle}
         items |= {move.name: partial(self._move, move) for move in work.MOVES if move.group in groups}
         if "register" in groups:
@@ -158,8 +160,11 @@ class _Initiator:
     def _notify(self, how: str, *, asleep: bool) -> dict[str, Any]:
         side = self.side
         take = partial(side.receive_asleep, 10.0) if asleep else side.receive
-        if not (asleep and side.waits_for_ever):
-            take() if not asleep else side.receive_asleep(0.0)  # raises here, before the target begins, if there's none
+        # What this side can't do is said here, before the target begins.
+        if not asleep:
+            take()
+        if how == "echo_asleep" and not side.waits_for_ever:
+            side.receive_asleep(0.0)
         self._ask(how)
 
         def run() -> None:
@@ -167,7 +172,7 @@ class _Initiator:
             while not take():
                 pass
 
-        times = work.timed(run, self._budget_s)
+        times = work.timed(run, self._budget_s, pause_s=_FALL_ASLEEP_S if how == "echo_asleep" else 0.0)
         side.send(_STOP)
         self._answer()
         return work.summary(times)

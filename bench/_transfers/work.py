@@ -106,8 +106,10 @@ def _content(move: Move, seed: int) -> np.ndarray:
     return noise[: move.total_bytes].reshape(move.pieces, move.nbytes)
 
 
-def timed(run: Callable[[], None], budget_s: float, *, least: int = 5, most: int = 50_000) -> list[int]:
-    """Nanoseconds of each call, for about so long."""
+def timed(
+    run: Callable[[], None], budget_s: float, *, least: int = 5, most: int = 50_000, pause_s: float = 0.0
+) -> list[int]:
+    """Nanoseconds of each call, for about so long, with a pause before each that isn't counted."""
     clock = time.perf_counter_ns
     found: list[int] = []
     gc.disable()
@@ -116,7 +118,9 @@ def timed(run: Callable[[], None], budget_s: float, *, least: int = 5, most: int
         run()
         until = clock() + int(budget_s * 1e9)
         while len(found) < most and (len(found) < least or clock() < until):
-            started = clock()
+            started = begin = clock()
+            while started - begin < pause_s * 1e9:
+                started = clock()
             run()
             found.append(clock() - started)
     finally:
