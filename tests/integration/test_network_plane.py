@@ -46,7 +46,11 @@ class NodeProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.about = self.answer(30)
+        try:
+            self.about = self.answer(30)
+        except BaseException:
+            self.end()
+            raise
 
     def ask(self, command, *arguments, **keywords):
         self.process.stdin.write(json.dumps([command, arguments, keywords]) + "\n")
@@ -120,6 +124,8 @@ def cable():
         for space, device, address in zip(spaces, ("va", "vb"), ("10.99.0.1/24", "10.99.0.2/24"), strict=True):
             ip("-n", space, "addr", "add", address, "dev", device)
             ip("-n", space, "link", "set", device, "up")
+        for space, device in zip(spaces, ("va", "vb"), strict=True):
+            wait_until_running(space, device)
         yield [(spaces[0], "va"), (spaces[1], "vb")]
     finally:
         for space in spaces:
@@ -128,6 +134,14 @@ def cable():
 
 def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def wait_until_running(space, device, wait_s=10.0):
+    """The kernel says that a device is up a moment before it carries anything; UCX sees only those that do."""
+    deadline = time.monotonic() + wait_s
+    shown = ["ip", "-n", space, "link", "show", "dev", device, "up"]
+    while "LOWER_UP" not in subprocess.run(shown, check=True, capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline, f"{device} carries nothing after {wait_s} s"
 
 
 def refused(kind, function, *arguments, **keywords):
