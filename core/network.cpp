@@ -43,7 +43,7 @@ std::shared_ptr<const UcxApi> load(const NetworkOptions& options) {
                                                    " bytes, not " + std::to_string(text->size()));
     }
   }
-  return UcxApi::load(options.library);
+  return UcxApi::load(options.libucp);
 }
 
 // What UCX should do unless it is told otherwise. TCP gives up a peer that takes nothing as soon as we do, and UCX one

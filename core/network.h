@@ -33,7 +33,7 @@ class NetworkSession;
 class NetworkTransfer;
 
 struct NetworkOptions {
-  std::string library;                          // path of libucp
+  std::string libucp;                           // its path
   std::map<std::string, std::string> settings;  // UCX's, without the prefix UCX_
   std::string name;
   std::string instance;

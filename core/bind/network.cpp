@@ -11,19 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include "links.h"
 #include "network.h"
 #include "network_link.h"
-#include "transfer.h"
 
 namespace penstock {
 namespace {
-
-using Indices = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-std::optional<std::vector<uint32_t>> to_indices(const std::optional<Indices>& indices) {
-  if (!indices) return std::nullopt;
-  return std::vector<uint32_t>(indices->data(), indices->data() + indices->shape(0));
-}
 
 std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
@@ -89,17 +82,9 @@ void register_links(nb::module_& m) {
           },
           nb::arg("message"), nb::arg("timeout_s"),
           "Returns when it is on its way, in order. Waits while the target has too many that it hasn't taken.")
-      .def(
-          "transfer",
-          [](NetworkLink& self, int operation, const Prepared& local, const Prepared& remote,
-             const std::optional<Indices>& local_indices, const std::optional<Indices>& remote_indices, bool merge) {
-            const auto from = to_indices(local_indices);
-            const auto to = to_indices(remote_indices);
-            return self.transfer(static_cast<Operation>(operation), local, remote,
-                                 match(local, remote, from ? &*from : nullptr, to ? &*to : nullptr, merge));
-          },
-          nb::arg("operation"), nb::arg("local"), nb::arg("remote"), nb::arg("local_indices").none(),
-          nb::arg("remote_indices").none(), nb::arg("merge"), "``operation``: 0 write, 1 read.")
+      .def("transfer", &make_transfer<NetworkLink>, nb::arg("operation"), nb::arg("local"), nb::arg("remote"),
+           nb::arg("local_indices").none(), nb::arg("remote_indices").none(), nb::arg("merge"),
+           "``operation``: 0 write, 1 read.")
       .def(
           "close",
           [](NetworkLink& self, double timeout_s) {

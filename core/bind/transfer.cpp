@@ -12,10 +12,10 @@
 #include "bind.h"
 #include "host_link.h"
 #include "inbox.h"
+#include "links.h"
 #include "registry.h"
 #include "remote_memory.h"
 #include "segment.h"
-#include "transfer.h"
 
 namespace penstock {
 namespace {
@@ -24,7 +24,6 @@ using Rows = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::dev
 using Ranges = nb::ndarray<const uint64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 using Slots = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Generations = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Indices = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::vector<Range> to_ranges(const Rows& rows) {
   std::vector<Range> ranges(rows.shape(0));
@@ -43,9 +42,22 @@ std::optional<std::vector<Registry::Name>> to_names(const Rows& rows, const std:
   return names;
 }
 
-std::optional<std::vector<uint32_t>> to_indices(const std::optional<Indices>& indices) {
-  if (!indices) return std::nullopt;
-  return std::vector<uint32_t>(indices->data(), indices->data() + indices->shape(0));
+// A column of its own: NumPy frees it.
+template <typename Number>
+nb::ndarray<nb::numpy, Number, nb::ndim<1>> to_column(std::vector<Number> numbers) {
+  auto* kept = new std::vector<Number>(std::move(numbers));
+  nb::capsule owner(kept, [](void* vector) noexcept { delete static_cast<std::vector<Number>*>(vector); });
+  return {kept->data(), {kept->size()}, owner};
+}
+
+auto names_of(const Prepared& prepared) {
+  std::vector<uint32_t> slots;
+  std::vector<uint64_t> generations;
+  for (const Descriptor& descriptor : prepared.descriptors) {
+    slots.push_back(descriptor.name.slot);
+    generations.push_back(descriptor.name.generation);
+  }
+  return std::tuple(to_column(std::move(slots)), to_column(std::move(generations)));
 }
 
 int segment_get_buffer(PyObject* self, Py_buffer* view, int flags) {
@@ -158,17 +170,6 @@ void register_memory(nb::module_& m) {
             return prepare_local(self, to_ranges(rows), names ? &*names : nullptr);
           },
           nb::arg("rows"), nb::arg("slots").none() = nb::none(), nb::arg("generations").none() = nb::none())
-      .def(
-          "find",
-          [](Registry& self, const Rows& rows) {
-            std::vector<std::tuple<uint32_t, uint64_t>> names;
-            for (const Range& range : to_ranges(rows)) {
-              const auto found = self.find(range);
-              names.emplace_back(found ? found->name.slot : 0, found ? found->name.generation : 0);
-            }
-            return names;
-          },
-          nb::arg("rows"), "(slot, generation) of the registration that holds each row; generation 0 = none does.")
       .def_prop_ro("table_fd", [](const Registry& self) { return self.table().fd(); })
       .def_prop_ro("table_address",
                    [](const Registry& self) { return reinterpret_cast<uint64_t>(self.table().data()); })
@@ -176,6 +177,7 @@ void register_memory(nb::module_& m) {
 
   nb::class_<Prepared>(m, "Prepared", "Descriptors that were checked against registrations.")
       .def("__len__", [](const Prepared& self) { return self.descriptors.size(); })
+      .def("names", &names_of, "(slots, generations) of the registrations that they lie in: (N,) uint32, (N,) uint64.")
       .def_prop_ro("vram", [](const Prepared& self) { return self.kind == MemoryKind::vram; })
       .def_prop_ro("mapped", [](const Prepared& self) {
         return std::all_of(self.descriptors.begin(), self.descriptors.end(),
@@ -311,17 +313,9 @@ void register_links(nb::module_& m) {
             if (!sent) self.throw_full();
           },
           nb::arg("message"), nb::arg("timeout_s"))
-      .def(
-          "transfer",
-          [](HostLink& self, int operation, const Prepared& local, const Prepared& remote,
-             const std::optional<Indices>& local_indices, const std::optional<Indices>& remote_indices, bool merge) {
-            const auto from = to_indices(local_indices);
-            const auto to = to_indices(remote_indices);
-            return self.transfer(static_cast<Operation>(operation), local, remote,
-                                 match(local, remote, from ? &*from : nullptr, to ? &*to : nullptr, merge));
-          },
-          nb::arg("operation"), nb::arg("local"), nb::arg("remote"), nb::arg("local_indices").none(),
-          nb::arg("remote_indices").none(), nb::arg("merge"), "``operation``: 0 write, 1 read.");
+      .def("transfer", &make_transfer<HostLink>, nb::arg("operation"), nb::arg("local"), nb::arg("remote"),
+           nb::arg("local_indices").none(), nb::arg("remote_indices").none(), nb::arg("merge"),
+           "``operation``: 0 write, 1 read.");
 }
 
 }  // namespace

@@ -261,11 +261,6 @@ class Registry:
 
     def prepare(self, rows: UInt64s, slots: UInt32s | None = None, generations: UInt64s | None = None) -> Prepared: ...
 
-    def find(self, rows: UInt64s) -> list[tuple[int, int]]:
-        """
-        (slot, generation) of the registration that holds each row; generation 0 = none does.
-        """
-
     @property
     def table_fd(self) -> int: ...
 
@@ -279,6 +274,11 @@ class Prepared:
     """Descriptors that were checked against registrations."""
 
     def __len__(self) -> int: ...
+
+    def names(self) -> tuple[UInt32s, UInt64s]:
+        """
+        (slots, generations) of the registrations that they lie in: (N,) uint32, (N,) uint64.
+        """
 
     @property
     def vram(self) -> bool: ...

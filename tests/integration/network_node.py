@@ -39,7 +39,7 @@ class Node:
         self.network = _core.Network(
             self.registry,
             self.inbox,
-            library=next(each.library for each in find_ucx() if each.source == "wheel"),
+            library=next(each.path for each in find_ucx() if each.source == "wheel"),
             settings={"LOG_LEVEL": "fatal", **settings},
             name=name,
             instance=INSTANCE,

@@ -92,19 +92,19 @@ def _ucx() -> Iterator[Fact]:
         mark = "will be used" if ucx == chosen else "not used"
         version = _version(ucx)
         rdma = "with RDMA" if ucx.speaks_rdma else "without RDMA"
-        shown = f"{version or 'damaged'}, {rdma}, {ucx.library}, {mark}"
+        shown = f"{version or 'damaged'}, {rdma}, {ucx.path}, {mark}"
         yield Fact(_TOPIC, f"UCX ({ucx.source})", shown, "ok" if version else "note")
     offered = _transports(chosen)
     yield Fact(_TOPIC, "UCX's transports", ", ".join(offered) or "unknown: there is no ucx_info beside it")
 
 
 def _version(ucx: Ucx) -> str:
-    printed = _child(_VERSION, ucx.library)
+    printed = _child(_VERSION, ucx.path)
     return str(json.loads(printed)) if printed else ""
 
 
 def _transports(ucx: Ucx) -> list[str]:
-    library = Path(ucx.library)
+    library = Path(ucx.path)
     for tool in (library.parent.parent / "bin" / "ucx_info", Path("/usr/bin/ucx_info")):
         if tool.exists() and (ucx.source == "system" or tool.is_relative_to(library.parent.parent)):
             return transports_in(_run([str(tool), "-d"], LD_LIBRARY_PATH=str(library.parent)))

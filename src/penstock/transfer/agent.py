@@ -27,7 +27,7 @@ from penstock.transfer.host_plane import HostPlane
 from penstock.transfer.mail import Mail
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata
-from penstock.transfer.network_plane import Link, NetworkPlane
+from penstock.transfer.network_plane import NetworkPlane
 from penstock.transfer.operation import Operation, Transfer
 from penstock.transfer.peer import Peer, Prepared, indices_of, rows_of
 from penstock.transfer.registration import Registration
@@ -151,7 +151,7 @@ class Agent:
             raise ConfigError(f"{size} bytes of memory; give at least 1")
         if self._budget is None:
             return _core.Segment.create(size)
-        return self._budget.reserve(size, self.timeout_s if timeout_s is None else timeout_s).region()
+        return self._budget.reserve(size, self.wait_s(timeout_s)).region()
 
     def register(self, thing: Any, memory: Memory | None = None) -> Registration:
         """Let peers read and write this memory, from the next metadata on.
@@ -182,10 +182,7 @@ class Agent:
         """
         self.check_open()
         ranges = ranges_of(thing, memory)
-        self.registry.prepare(ranges.table, None, None)
-        found = self.registry.find(ranges.table)
-        slots, generations = zip(*found, strict=True)
-        return Descriptors(self.name, ranges.memory, ranges.table, slots, generations)
+        return Descriptors(self.name, ranges.memory, ranges.table, *self.registry.prepare(ranges.table).names())
 
     def prepare(self, things: Any, memory: Memory | None = None) -> Prepared:
         """The local side of transfers: descriptors of ours, or things in registered memory.
@@ -361,7 +358,7 @@ class Agent:
             peer_name=peer.name,
             transport=peer.transport_over(link, remote),
             notify=notify,
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            timeout_s=self.wait_s(timeout_s),
             network=self._network,
             keep=(self, local, remote),
         )
@@ -390,7 +387,7 @@ class Agent:
         """
         self.check_open()
         target = self.peer(peer) if isinstance(peer, str) else peer
-        target.link(timeout_s).notify(message, self.timeout_s if timeout_s is None else timeout_s)
+        target.link(timeout_s).notify(message, self.wait_s(timeout_s))
 
     def notifications(self) -> list[Notification]:
         """What arrived since the last call: in order for each sender, each once."""
@@ -407,7 +404,7 @@ class Agent:
             DeadlineExceeded: nothing came.
             ClosedError: the agent was closed meanwhile.
         """
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        wait_s = self.wait_s(timeout_s)
         deadline = time.monotonic() + wait_s
         while True:
             arrived = self.notifications()
@@ -424,7 +421,7 @@ class Agent:
         Raises:
             DeadlineExceeded, ClosedError
         """
-        wait_s = self.timeout_s if timeout_s is None else timeout_s
+        wait_s = self.wait_s(timeout_s)
         deadline = time.monotonic() + wait_s
         while not (arrived := self.notifications()):
             if not await self.mail.arrived(self.mail.general, max(0.0, deadline - time.monotonic())):
@@ -438,7 +435,7 @@ class Agent:
         """Whether the network plane is open."""
         return self._network is not None
 
-    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> Link:
+    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> _core.NetworkLink:
         """A connection over the network.
 
         Raises:
@@ -449,8 +446,7 @@ class Agent:
                 f"{metadata.name} can't be reached by shared memory, and this agent has no network open; "
                 "make it with Agent(..., network='loopback'), or an address of this host"
             )
-        link: Link = self._network.connect(metadata, timeout_s)
-        return link
+        return self._network.connect(metadata, timeout_s)
 
     # Its life.
 
@@ -469,7 +465,7 @@ class Agent:
             if self._closed:
                 return
             self._closed = "closed"
-            peers = [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]
+            peers = self._all_peers()
             registrations = list(self._registrations)
             self._registrations.clear()
         _agents.discard(self)
@@ -509,20 +505,27 @@ class Agent:
         with self._lock:
             return any(segment_id in each.segment_ids for each in self._registrations)
 
+    def wait_s(self, timeout_s: float | None) -> float:
+        """How long a call may take: what it was given, or the agent's ``timeout_s``."""
+        return self.timeout_s if timeout_s is None else timeout_s
+
     def check_open(self) -> None:
         """Raises ``ClosedError`` once it was closed, and in a forked child."""
         if self._closed:
-            raise ClosedError(f"the agent {self.name} {_WHY_CLOSED.get(self._closed, 'was closed')}")
+            raise ClosedError(f"the agent {self.name} {_WHY_CLOSED[self._closed]}")
+
+    def _all_peers(self) -> list[Peer]:
+        return [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]
 
     def _forked(self) -> None:
         """In a child: what we share with peers is our parent's to use."""
         self._closed = "forked"
         self._finalizer.detach()
         # Links of the network plane know by themselves; their locks may be held by threads that no longer are.
-        for peer in [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]:
+        for peer in self._all_peers():
             host_link, _ = peer._links()
             if host_link is not None:
-                host_link.lose("an agent doesn't survive fork(); make a new one in the child")
+                host_link.lose(f"an agent {_WHY_CLOSED['forked']}")
 
     def __enter__(self) -> Agent:
         """Itself."""
@@ -538,7 +541,7 @@ class Agent:
         return f"<Agent {self.name}: {self._closed or state}>"
 
 
-_WHY_CLOSED = {"forked": "doesn't survive fork(); make a new one in the child"}
+_WHY_CLOSED = {"closed": "was closed", "forked": "doesn't survive fork(); make a new one in the child"}
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
 _kept_for_ever: list[object] = []
 

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from penstock import _core
@@ -162,7 +162,6 @@ class _Visitor:
     since: float
     link: _core.IncomingLink | None = None
     pidfd: int = -1
-    instance: bytes = field(default=b"")
 
 
 class HostPlane:

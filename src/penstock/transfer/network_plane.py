@@ -46,12 +46,12 @@ class Ucx:
     """A UCX that could be loaded.
 
     Attributes:
-        library: the path of libucp.
+        path: of libucp.
         source: ``"system"`` or ``"wheel"``.
         speaks_rdma: whether it was built with a transport for RDMA.
     """
 
-    library: str
+    path: str
     source: str
     speaks_rdma: bool
 
@@ -165,10 +165,10 @@ class NetworkPlane:
                 else "this Penstock was built without UCX's headers: install libucx-cu12 and build it again"
             )
         self.ucx = ucx
-        self._core: Any = _core.Network(
+        self._core = _core.Network(
             registry,
             inbox,
-            library=ucx.library,
+            library=ucx.path,
             settings={} if devices == "all" else {"NET_DEVICES": devices},
             name=name,
             instance=instance,
@@ -179,28 +179,28 @@ class NetworkPlane:
     @property
     def address(self) -> bytes:
         """Where peers find us, for metadata."""
-        return bytes(self._core.address)
+        return self._core.address
 
     @property
     def transports(self) -> str:
         """What that address offers."""
-        return str(self._core.transports)
+        return self._core.transports
 
     @property
     def version(self) -> str:
         """UCX's."""
-        return str(self._core.version)
+        return self._core.version
 
     @property
     def completion_fd(self) -> int:
         """Becomes readable when a transfer has ended."""
-        return int(self._core.completion_fd)
+        return self._core.completion_fd
 
     def clear_completions(self) -> None:
         """Make ``completion_fd`` wait for the next one."""
         self._core.clear_completions()
 
-    def connect(self, peer: AgentMetadata, timeout_s: float) -> Any:
+    def connect(self, peer: AgentMetadata, timeout_s: float) -> _core.NetworkLink:
         """A connection to an agent that has a network address.
 
         Raises:

@@ -93,7 +93,7 @@ class Peer:
         self._attempt: Attempt | None = None
         self._memory = _core.RemoteMemory()
         self._host: HostConnection | None = None
-        self._network: Any = None
+        self._network: _core.NetworkLink | None = None
         self._current: Link | None = None  # what link() gave last
         self._removed = ""
         self._learn(metadata)
@@ -171,7 +171,7 @@ class Peer:
         current = self._network if network else self._current
         if current is not None and current.alive:
             return current
-        wait_s = self._agent.timeout_s if timeout_s is None else timeout_s
+        wait_s = self._agent.wait_s(timeout_s)
         deadline = time.monotonic() + wait_s
         if not self._connecting.acquire(timeout=max(0.0, wait_s)):
             raise PeerUnreachable(f"{self.name}: another thread tries to connect, for longer than {wait_s} s")
@@ -216,17 +216,15 @@ class Peer:
         with self._lock:
             self._check_there()
             if self._network is not None and self._network.alive:
-                current: Link = self._network
-                return current
+                return self._network
             before, self._network = self._network, None
         if before is not None:
             before.close()
-        made: Any = self._agent.connect_network(self._metadata, deadline - time.monotonic())
+        made = self._agent.connect_network(self._metadata, deadline - time.monotonic())
         with self._lock:
             if not self._removed:
-                link: Link = made
                 self._network = made
-                return link
+                return made
         made.close()
         raise PeerLost(f"{self.name} was {self._removed}")
 

@@ -86,9 +86,7 @@ class Registration:
             slots = np.full(len(self.table), slot, np.uint32)
             generations = np.full(len(self.table), generation, np.uint64)
         else:
-            found = self._registry.find(np.ascontiguousarray(self.table))
-            slots = np.array([slot for slot, _ in found], np.uint32)
-            generations = np.array([generation for _, generation in found], np.uint64)
+            slots, generations = self._registry.prepare(np.ascontiguousarray(self.table)).names()
         return Descriptors(self._agent.name, self.memory, self.table, slots, generations)
 
     @property
@@ -161,7 +159,7 @@ class Registration:
         return [self._registry.add(np.ascontiguousarray(part.ranges[:, :2]), vram, part.device) for part in self._parts]
 
     def _retire(self, names: Sequence[tuple[int, int]], timeout_s: float | None) -> None:
-        deadline = time.monotonic() + (self._agent.timeout_s if timeout_s is None else timeout_s)
+        deadline = time.monotonic() + self._agent.wait_s(timeout_s)
         for name in names:
             self._registry.retire(*name)
         for name in names:
