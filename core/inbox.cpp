@@ -41,7 +41,7 @@ bool Mailbox::take(std::vector<Notification>& into, size_t limit) {
 
 bool Mailbox::empty() const {
   std::lock_guard lock(mutex_);
-  return messages_.empty();
+  return messages_.empty() && !closed_;
 }
 
 Inbox::Inbox(std::shared_ptr<Registry> registry)
@@ -90,18 +90,18 @@ std::vector<Notification> Inbox::drain(size_t limit) {
   return taken;
 }
 
-bool Inbox::anything() const {
+bool Inbox::empty() const {
   std::lock_guard lock(mutex_);
-  return std::any_of(sources_.begin(), sources_.end(), [](const auto& source) { return !source->empty(); });
+  return std::all_of(sources_.begin(), sources_.end(), [](const auto& source) { return source->empty(); });
 }
 
 bool Inbox::wait(Deadline deadline) {
   while (!closed_.load()) {
-    if (anything()) return true;
+    if (!empty()) return true;
     arm();
     int ready = 0;
     // Whoever published before it could see that we sleep is seen here.
-    if (!closed_.load() && !anything()) {
+    if (!closed_.load() && empty()) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
       pollfd wake{wake_fd_, POLLIN, 0};
       ready = poll(&wake, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000 * 1000)));
@@ -109,7 +109,7 @@ bool Inbox::wait(Deadline deadline) {
     disarm();
     if (ready < 0) return true;  // EINTR: the caller has a signal to look at
     clear();
-    if (anything()) return true;
+    if (!empty()) return true;
     if (std::chrono::steady_clock::now() >= deadline) return false;
   }
   return false;

@@ -29,7 +29,7 @@ class Source {
   virtual ~Source() = default;
   // Appends what is there, up to `limit` notifications; true = it will never have any again.
   virtual bool take(std::vector<Notification>& into, size_t limit) = 0;
-  virtual bool empty() const = 0;
+  virtual bool empty() const = 0;  // take() has nothing to bring, and no end to tell
 };
 
 // What the network plane received from one peer, bounded: when it is full, the plane stops granting credit.
@@ -65,6 +65,7 @@ class Inbox {
   // The source is gone: what it still has moves here, and the source is let go of. Nobody may add to it any more.
   void retire(const std::shared_ptr<Source>& source, const std::string& sender);
   std::vector<Notification> drain(size_t limit);
+  bool empty() const;  // drain() has nothing to do
   // True = something may be there, or a signal came; false = the deadline came, or close().
   bool wait(Deadline deadline);
   // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until disarm(). After it became readable: clear(),
@@ -78,8 +79,6 @@ class Inbox {
   int wake_fd() const { return wake_fd_; }
 
  private:
-  bool anything() const;
-
   std::shared_ptr<Registry> registry_;
   int wake_fd_;
   mutable std::mutex mutex_;

@@ -234,6 +234,7 @@ void register_notifications(nb::module_& m) {
             return result;
           },
           nb::arg("limit"), "(sender, message) of what arrived, in order for each sender.")
+      .def("empty", &Inbox::empty)
       .def(
           "wait",
           [](Inbox& self, double timeout_s) {

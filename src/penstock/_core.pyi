@@ -324,6 +324,8 @@ class Inbox:
     def drain(self, limit: int) -> list[tuple[str, bytes]]:
         """(sender, message) of what arrived, in order for each sender."""
 
+    def empty(self) -> bool: ...
+
     def wait(self, timeout_s: float) -> bool:
         """True = something may be there."""
 

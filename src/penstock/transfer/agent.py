@@ -395,7 +395,7 @@ class Agent:
             self.check_open()
         mail = self.mail
         arrived = mail.take(mail.general)
-        return [Notification(*each) for each in arrived] if arrived else []  # who polls mostly finds nothing
+        return list(map(Notification._make, arrived)) if arrived else []
 
     def wait_notification(self, timeout_s: float | None = None) -> list[Notification]:
         """Sleep until something arrives; it costs no processor time meanwhile.

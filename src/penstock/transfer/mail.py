@@ -14,7 +14,6 @@ import secrets
 import select
 import threading
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from penstock import _core
@@ -60,6 +59,13 @@ class Box:
         """Have those who sleep on it look again."""
         os.eventfd_write(self.fd, 1)
 
+    def was_woken(self) -> bool:
+        """Whether somebody did so since this was asked last."""
+        try:
+            return os.eventfd_read(self.fd) > 0
+        except BlockingIOError:
+            return False
+
 
 class Mail:
     """Sorts what arrives in an inbox. Threads: any.
@@ -100,6 +106,8 @@ class Mail:
 
     def take(self, box: Box) -> list[tuple[str, bytes]]:
         """What has arrived for it since the last call."""
+        if not box.items and self._inbox.empty():  # what who polls mostly finds
+            return []
         with self._lock:
             if not self._boxes and not box.items:  # the usual case: nobody to sort for
                 drained = self._inbox.drain(_ALL)
@@ -115,66 +123,63 @@ class Mail:
         Raises:
             ClosedError: the agent was closed.
         """
-        with self._sleeping(box) as ready:
-            if ready:
-                return True
-            poll = select.poll()
-            poll.register(self._inbox.wake_fd, select.POLLIN)
-            poll.register(box.fd, select.POLLIN)
-            deadline = time.monotonic() + timeout_s
-            while (left_s := deadline - time.monotonic()) > 0:
-                poll.poll(left_s * 1000)
-                if self._woken(box):
-                    return True
-            return False
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._inbox.wake_fd, select.POLLIN)
+        poll.register(box.fd, select.POLLIN)
+        self._lie_down(box)
+        try:
+            woken = self._woken(box, signalled=False)  # what came before we said that we sleep wakes nobody
+            while not woken and (left_s := deadline - time.monotonic()) > 0:
+                ready = poll.poll(left_s * 1000)
+                woken = self._woken(box, signalled=any(fd == box.fd for fd, _ in ready))
+            return woken
+        finally:
+            self._get_up(box)
 
     async def arrived(self, box: Box, timeout_s: float) -> bool:
         """``wait()`` for a running event loop."""
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
-        with self._sleeping(box) as ready:
-            if ready:
+        fds = [os.dup(self._inbox.wake_fd), os.dup(box.fd)]  # others may watch them in the same loop
+        self._lie_down(box)
+        try:
+            if self._woken(box, signalled=False):
                 return True
-            fds = [os.dup(self._inbox.wake_fd), os.dup(box.fd)]  # others may watch them in the same loop
-            try:
-                for fd in fds:
-                    loop.add_reader(fd, woken.set)
-                async with asyncio.timeout(timeout_s):
-                    while True:
-                        await woken.wait()
-                        if self._woken(box):
-                            return True
-                        woken.clear()
-            except TimeoutError:
-                return False
-            finally:
-                for fd in fds:
-                    loop.remove_reader(fd)
-                    os.close(fd)
+            for fd in fds:
+                loop.add_reader(fd, woken.set)
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await woken.wait()
+                    if self._woken(box, signalled=True):
+                        return True
+                    woken.clear()
+        except TimeoutError:
+            return False
+        finally:
+            self._get_up(box)
+            for fd in fds:
+                loop.remove_reader(fd)
+                os.close(fd)
 
-    @contextlib.contextmanager
-    def _sleeping(self, box: Box) -> Iterator[bool]:
-        """Counts a sleeper; gives whether there is no need to sleep."""
+    def _lie_down(self, box: Box) -> None:
         with self._lock:
             box.sleepers += 1
         self._inbox.arm()
-        try:
-            yield self._woken(box)
-        finally:
-            self._inbox.disarm()
-            with self._lock:
-                box.sleepers -= 1
 
-    def _woken(self, box: Box) -> bool:
+    def _get_up(self, box: Box) -> None:
+        self._inbox.disarm()
+        with self._lock:
+            box.sleepers -= 1
+
+    def _woken(self, box: Box, *, signalled: bool) -> bool:
+        """Whether there is something to get up for. ``signalled``: the box's eventfd may be readable."""
         if self._closed:
             raise ClosedError(f"the agent {self._name} was closed")
         with self._lock:
             self._inbox.clear()
             self._sort()
-            try:
-                woken = os.eventfd_read(box.fd) > 0
-            except BlockingIOError:
-                woken = False
+            woken = signalled and box.was_woken()
             if (woken or box.items) and box.sleepers > 1:
                 box.wake()  # the others that sleep on it find out, too
             return woken or bool(box.items)
