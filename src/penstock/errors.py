@@ -42,6 +42,10 @@
      │   ├─ PeerLost                     the peer ended, or its line was cut, while we were connected
      │   ├─ MetadataError(ValueError)    a blob or message that doesn't parse
      │   └─ TransportUnavailable         UCX, or the transport that was required, isn't there
+     ├─ CoordinatorError                 sharing a job over nodes
+     │   ├─ CoordinatorUnreachable       nobody who leads answers
+     │   ├─ CoordinatorRefused           it did, and doesn't want that: ``code`` is its status
+     │   └─ LeaseLost                    samples were somebody else's by the time that they were to be done
      └─ ResumeError(ValueError)          a state that a loader can't go on from
 
 A message says what was given, what was allowed and what to do. Everything is a ``RuntimeError``, because the
@@ -59,10 +63,14 @@ __all__ = [
     "BudgetHeld",
     "ClosedError",
     "ConfigError",
+    "CoordinatorError",
+    "CoordinatorRefused",
+    "CoordinatorUnreachable",
     "DataError",
     "DeadlineExceeded",
     "DecodeError",
     "EmptyDataset",
+    "LeaseLost",
     "LinkError",
     "ManifestError",
     "ManifestNotFound",
@@ -321,3 +329,29 @@ class MetadataError(TransferError, ValueError):
 
 class TransportUnavailable(TransferError):
     """UCX isn't there, or it doesn't offer the transport that was required."""
+
+
+class CoordinatorError(PenstockError):
+    """A job can't be shared over nodes as it was asked."""
+
+
+class CoordinatorUnreachable(CoordinatorError):
+    """No coordinator that leads answers."""
+
+    retryable = True
+
+
+class CoordinatorRefused(CoordinatorError):
+    """The coordinator said no.
+
+    Attributes:
+        code: the name of the gRPC status that it said it with, e.g. ``FAILED_PRECONDITION``.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LeaseLost(CoordinatorError):
+    """Samples that are somebody else's now: what was done with them doesn't count."""
