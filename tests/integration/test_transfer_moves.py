@@ -134,6 +134,8 @@ def test_sides_that_do_not_fit_are_refused(pair: tuple[Side, Side]) -> None:
             one.agent.transfer("WRITE", ours, theirs, **options)
     with pytest.raises(ConfigError, match="MOVE"):
         one.agent.transfer("MOVE", local, remote)
+    with pytest.raises(ConfigError, match="list as the remote side; give what peer.prepare"):
+        one.agent.transfer("WRITE", local, [(1, 2, 0)])  # type: ignore[arg-type]
 
 
 def test_indices_pair_what_they_name(pair: tuple[Side, Side]) -> None:
@@ -286,7 +288,14 @@ def test_messages_that_can_not_be_sent_are_refused(pair: tuple[Side, Side]) -> N
         one.agent.notify("nobody", b"x")
     with pytest.raises(ConfigError, match="at most"):
         one.agent.notify("other", bytes((128 << 10) + 1))
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"type str; give bytes"):
         one.agent.notify("other", "text")  # type: ignore[arg-type]
+    local, remote = prepared(pair, [(0, 10)], [(0, 10)])
+    with pytest.raises(ConfigError, match=r"type str; give bytes"):
+        one.agent.write(local, remote, notify="text")
+    transfer = one.agent.transfer("WRITE", local, remote)
+    with pytest.raises(ConfigError, match=r"type bytearray; give bytes"):
+        transfer.post(bytearray(b"x"))  # type: ignore[arg-type]
+    assert transfer.state == "IDLE"
     one.agent.notify("other", b"after")
     assert [each.message for each in other.agent.notifications()] == [b"after"]

@@ -47,7 +47,7 @@ def test_every_move_is_a_line_with_what_moved_it(run):
     assert found == {(kind, size, count) for kind in ("WRITE", "READ") for size in (8, 4096) for count in (1, 3)}
     assert {line["transport"] for line in moves} == {"shm"}
     assert all(line["posts"] >= 5 and 0 < line["p50_us"] <= line["p99_us"] for line in document["lines"])
-    assert messages["operation"] == "NOTIFY"
+    assert (messages["operation"], messages["transport"]) == ("NOTIFY", "shm")
 
 
 def test_memory_of_the_users_own_goes_another_way(run):

@@ -355,7 +355,8 @@ class Initiator:
 
         took = _timed(there_and_back, 0.0, least=count)
         self._control.receive()
-        return self._line(str(peer.transport), "NOTIFY", len(_PING), 0, took)
+        transport = str(peer.transport).removesuffix("+process_vm")  # that moves memory only
+        return self._line(transport, "NOTIFY", len(_PING), 0, took)
 
     def _remote(self, what: str, move: Move) -> int:
         return int(self._control.ask(do=what, move=asdict(move))["sum"])

@@ -28,7 +28,7 @@ from penstock.transfer.mail import Mail
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata
 from penstock.transfer.network_plane import NetworkPlane
-from penstock.transfer.operation import Operation, Transfer
+from penstock.transfer.operation import Operation, Transfer, checked_message
 from penstock.transfer.peer import Peer, Prepared, indices_of, rows_of
 from penstock.transfer.registration import Registration
 from penstock.transfer.table import Memory
@@ -340,7 +340,11 @@ class Agent:
             raise ConfigError(f"operation {operation!r}; it is 'WRITE' or 'READ'")
         if not isinstance(local, Prepared):
             local = self.prepare(local)
-        if local.peer is not None or not isinstance(remote, Prepared) or remote.peer is None:
+        if not isinstance(remote, Prepared):
+            raise ConfigError(
+                f"{type(remote).__name__} as the remote side; give what peer.prepare() makes of Descriptors or rows"
+            )
+        if local.peer is not None or remote.peer is None:
             raise ConfigError("the local side comes from agent.prepare(), the remote one from a peer's prepare()")
         peer = remote.peer
         link = peer.link_for(local, remote)
@@ -383,11 +387,12 @@ class Agent:
 
         Raises:
             UnknownPeer, PeerLost, PeerUnreachable, PeerRefused
+            ConfigError: it isn't bytes, or too long.
             DeadlineExceeded: the peer doesn't take its notifications, and there is no room for more.
         """
         self.check_open()
         target = self.peer(peer) if isinstance(peer, str) else peer
-        target.link(timeout_s).notify(message, self.wait_s(timeout_s))
+        target.link(timeout_s).notify(checked_message(message), self.wait_s(timeout_s))
 
     def notifications(self) -> list[Notification]:
         """What arrived since the last call: in order for each sender, each once."""

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import Any, Final, Literal, TypeAlias
 
 from penstock import _core
-from penstock.errors import ClosedError, DeadlineExceeded, PenstockError, TransferActive
+from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, PenstockError, TransferActive
 from penstock.transfer.network_plane import NetworkPlane
 
 __all__ = ["STATES", "Operation", "State", "Transfer"]
@@ -54,7 +54,7 @@ class Transfer:
         keep: object,
     ) -> None:
         self._core: _core.Transfer | None = core
-        self._notify = notify
+        self._notify = None if notify is None else checked_message(notify)
         self._network = network
         self._keep = keep
         self.operation = operation
@@ -74,9 +74,10 @@ class Transfer:
         Raises:
             TransferActive: it is still running.
             ClosedError: it was closed.
+            ConfigError: a notification that isn't bytes.
         """
         if notify is not None:
-            self._notify = notify
+            self._notify = checked_message(notify)
         return STATES[self._open().post(self._notify, self.timeout_s)]
 
     @property
@@ -192,3 +193,14 @@ async def _until_ended(core: _core.Transfer, network: NetworkPlane) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+def checked_message(message: bytes) -> bytes:
+    """A notification that can be sent.
+
+    Raises:
+        ConfigError: it isn't bytes.
+    """
+    if not isinstance(message, bytes):
+        raise ConfigError(f"a notification of type {type(message).__name__}; give bytes: text.encode(), bytes(buffer)")
+    return message
