@@ -10,12 +10,14 @@ there.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import handed_over
 import numpy as np
 
+from penstock.errors import PenstockError
 from penstock.transfer import Agent, Descriptors
 
 PAGE_BYTES = 64 << 10
@@ -53,8 +55,9 @@ def prefill(folder: Path) -> None:
             which = {"remote_indices": WRITTEN}
             agent.write(local, remote, notify=" ".join(map(str, WRITTEN)).encode(), **which).wait()
             ours[:] = 0
-            agent.read(local, remote, **which).wait()
-            print(f"read back over {peer.transport}: {ours[:, 0].tolist()}")
+            transfer = agent.read(local, remote, **which)
+            transfer.wait()
+            print(f"read back over {transfer.transport}: {ours[:, 0].tolist()}")
         agent.wait_notification()  # until then the other side may need us
 
 
@@ -65,4 +68,7 @@ if __name__ == "__main__":
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the two find each other"
     )
     arguments = parser.parse_args()
-    {"decode": decode, "prefill": prefill}[arguments.role](arguments.folder)
+    try:
+        {"decode": decode, "prefill": prefill}[arguments.role](arguments.folder)
+    except (PenstockError, TimeoutError) as error:  # as when it found what a run that was killed had left behind
+        sys.exit(f"{error}; start both again")

@@ -18,7 +18,7 @@ from pathlib import Path
 import handed_over
 import numpy as np
 
-from penstock.errors import PeerLost
+from penstock.errors import PeerLost, PenstockError
 from penstock.transfer import Agent, channel
 
 BATCH = (64, 3, 64, 64)
@@ -75,3 +75,5 @@ if __name__ == "__main__":
             load(arguments.folder, arguments.batches)
     except PeerLost as error:
         sys.exit(f"the other one is gone: {error}")
+    except (PenstockError, TimeoutError) as error:  # as when it found what a run that was killed had left behind
+        sys.exit(f"{error}; start both again")

@@ -10,12 +10,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "transfers.md"
 OWNER = """
 import sys
 {block}
-start = np.frombuffer(cache, np.uint8).ctypes.data
-print(blob.hex(), *[start + 3 * 16384 * i for i in range(4)], flush=True)
+print(blob.hex(), described.hex(), flush=True)
 notifications = agent.wait_notification()
-assert [tuple(each) for each in notifications] == [("prefill", b"pages 0-3")], notifications
-pages = np.frombuffer(cache, np.uint8).reshape(-1, 16384)
-assert pages[:12:3].all() and not pages[1].any() and not pages[12:].any()
+assert [tuple(each) for each in notifications] == [("prefill", b"pages 0 3 6 9")], notifications
+assert cache[:12:3].all() and not cache[1].any() and not cache[12:].any()
 registration.renew()
 print("renewed", flush=True)
 sys.stdin.readline()
@@ -24,15 +22,12 @@ registration.close()
 
 INITIATOR = """
 import sys
-import numpy as np
 from penstock.errors import StaleDescriptor
-from penstock.transfer import Agent
-words = sys.stdin.readline().split()
-blob, addresses = bytes.fromhex(words[0]), [int(word) for word in words[1:]]
+blob, described = map(bytes.fromhex, sys.stdin.readline().split())
 {block}
 sys.stdin.readline()
 try:
-    agent.write([*pages], remote).wait()
+    agent.write([*pages], remote, remote_indices=[0, 3, 6, 9]).wait()
 except StaleDescriptor as error:
     print("stale", flush=True)
 """

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,20 @@ def test_pages(start, roles):
     processes = {role: start("pages.py", role) for role in roles}
     assert ended(processes["decode"]) == "prefill wrote pages [200, 3, 77], which begin with [200, 3, 77]\n"
     output = ended(processes["prefill"])
-    assert output.startswith("read back over shm") and output.endswith(": [200, 3, 77]\n")
+    assert output == "read back over shm: [200, 3, 77]\n"
+
+
+@pytest.mark.parametrize("roles", [("decode", "prefill"), ("train", "load")])
+def test_what_a_killed_run_left_behind_is_said(start, tmp_path, roles):
+    name, found = ("pages.py", "metadata") if roles[0] == "decode" else ("stream.py", "offer")
+    killed = start(name, roles[0])
+    while not (tmp_path / found).exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    errors = ended(start(name, roles[1]), 1)
+    assert errors.endswith("; start both again\n") and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("roles", [("train", "load"), ("load", "train")])
