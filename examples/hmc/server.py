@@ -46,4 +46,6 @@ def main(ip: str, port: int, worker_count: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

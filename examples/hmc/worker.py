@@ -28,4 +28,6 @@ def main(ip: str, port: int, worker: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hmc_party import Party
 
 ROOT = Path(__file__).parents[2]
@@ -71,3 +73,10 @@ def test_importing_hmcs_names_loads_neither_torch_nor_ucx_nor_cuda():
     assert "penstock.compat.hmc.session" in loaded.split()
     assert "torch" not in loaded.split()
     assert "libucp" not in loaded and "libcuda" not in loaded
+
+
+@pytest.mark.parametrize("name", ["server", "worker"])
+def test_without_its_arguments_an_example_says_what_they_are(name):
+    run = subprocess.run([sys.executable, f"examples/hmc/{name}.py", IP], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"python examples/hmc/{name}.py 127.0.0.1 2025" in run.stderr and "Traceback" not in run.stderr

@@ -242,7 +242,8 @@ class Connections:
         where = ip if port is None else f"{ip}:{port}"
         there = ", ".join(f"{each.ip}:{each.port} by {each.conn.name}" for each in self._connections) or "nobody"
         return (
-            f"not connected with {where} by {conn.name}; connected with {there}. The key is the ip that connect() got"
+            f"not connected with {where} by {conn.name}; connected with {there}. "
+            "The key is the ip that connect() got, and its conn"
         )
 
 
