@@ -248,7 +248,7 @@ def test_nothing_listens_for_one_host(monkeypatch):
 def test_an_agent_that_nobody_has_any_more_is_closed():
     agent = nixl_agent("left")
     inner = agent.agent
-    socket_name = inner.host_plane.socket_name
+    socket_name = inner.planes.host.socket_name
     del agent, inner
     with open("/proc/net/unix") as sockets:
         assert socket_name not in sockets.read()

@@ -181,7 +181,7 @@ def test_killed_while_the_other_waits_for_a_notification() -> None:
         other.call("add_peer", blob=target.call("metadata"))
         waiting = target.begin("wait_notification", timeout_s=20)
         initiator.kill()
-        target.aside("run", code="while agent.host_plane._visitors: time.sleep(0.001)")
+        target.aside("run", code="while len(agent.planes.host.visitors): time.sleep(0.001)")
         other.call("notify", peer="target", message=b"from another")
         assert target.result(waiting, NOTICED_S) == [["other", b"from another"]]
 

@@ -237,7 +237,7 @@ def _live(acts: list[str], shared: bool) -> list[str]:
     for act in acts:
         with contextlib.suppress(PenstockError):
             done[act]()
-    names = [agent.host_plane.socket_name for agent in (a, b)]
+    names = [agent.planes.host.socket_name for agent in (a, b)]
     assert all(name in Path("/proc/net/unix").read_text() for agent, name in zip((a, b), names) if not agent.closed)
     a.close()
     b.close()

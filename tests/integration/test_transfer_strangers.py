@@ -120,7 +120,7 @@ def test_noise_and_descriptors_that_nobody_asked_for_leave_nothing(target: Agent
 
     def settled() -> int:
         deadline = time.monotonic() + 10
-        while target.host_plane._visitors:
+        while len(target.planes.host.visitors):
             assert time.monotonic() < deadline
             time.sleep(0.001)
         return len(os.listdir("/proc/self/fd"))

@@ -337,7 +337,7 @@ def test_an_end_that_can_not_be_made_leaves_nothing(agent):
     budget = Budget(1 << 10)
     with Agent("small", budget=budget, timeout_s=0.1) as small, pytest.raises(PenstockError):
         channel.Sender(small, offer)  # no memory, and the receiver is gone
-    assert not agent.mail._boxes and not small.mail._boxes and not small._registrations and not agent._registrations
+    assert not agent.mail._boxes and not small.mail._boxes and not small.registrations and not agent.registrations
 
 
 def test_two_agents_of_one_name_are_not_taken_for_one(agent):

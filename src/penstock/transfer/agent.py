@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
 from penstock import _core
-from penstock.errors import (
-    ClosedError,
-    ConfigError,
-    DeadlineExceeded,
-    PenstockError,
-    TransportUnavailable,
-    UnknownPeer,
-)
+from penstock.budget import Budget, Region
+from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, PenstockError
 from penstock.transfer.descriptors import MOST_NAME_BYTES, Descriptors
-from penstock.transfer.host import this_host
-from penstock.transfer.host_plane import HostPlane
 from penstock.transfer.mail import Mail
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata
-from penstock.transfer.network_plane import NetworkPlane
 from penstock.transfer.operation import Operation, Transfer, checked_message
 from penstock.transfer.peer import Peer, Prepared, indices_of, rows_of
+from penstock.transfer.peers import Peers
+from penstock.transfer.planes import Planes
 from penstock.transfer.registration import Registration
+from penstock.transfer.registrations import Registrations
 from penstock.transfer.table import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from penstock.budget import Budget, Region
 
 __all__ = ["Agent", "Notification"]
 
@@ -93,41 +82,25 @@ class Agent:
         self.require = require
         self.instance = secrets.token_bytes(ID_BYTES)
         self.registry = _core.Registry()
-        self._secret = secrets.token_bytes(ID_BYTES)
+        self.registrations = Registrations(self.registry)
         self._budget = budget
         self._inbox = _core.Inbox(self.registry)
         self.mail = Mail(name, self._inbox)
         self._lock = threading.Lock()
-        self._registrations: dict[Registration, None] = {}
-        self._quarantined: list[tuple[Sequence[tuple[int, int]], object]] = []
-        self._peers: dict[str, Peer] = {}
-        self._self_peer: Peer | None = None
+        self._peers = Peers()
         self._closed = ""
-        self._network: NetworkPlane | None = None
-        exposed = weakref.WeakMethod(self._exposes)
-        self.host_plane = HostPlane(
+        exposed = weakref.WeakMethod(self.registrations.exposes)  # the planes' threads must not keep us alive
+        self.planes = Planes(
             name,
             instance=self.instance,
-            secret=self._secret,
+            network=network,
+            require=require,
             registry=self.registry,
             inbox=self._inbox,
             exposes=lambda segment_id: bool((ask := exposed()) and ask(segment_id)),
+            peer_timeout_s=peer_timeout_s,
         )
-        try:
-            if network is not None:
-                self._network = NetworkPlane(
-                    network,
-                    name=name,
-                    instance=self.instance,
-                    secret=self._secret,
-                    registry=self.registry,
-                    inbox=self._inbox,
-                    peer_timeout_s=peer_timeout_s,
-                )
-        except BaseException:
-            self.host_plane.close()
-            raise
-        self._finalizer = weakref.finalize(self, _abandon, self.host_plane, self._network, self._inbox)
+        self._finalizer = weakref.finalize(self, self.planes.abandon)
         _agents.add(self)
 
     # Memory.
@@ -165,14 +138,10 @@ class Agent:
             ConfigError: nothing that is contiguous memory that can be written to, of one kind and device.
         """
         self.check_open()
-        self._sweep()
         ranges = ranges_of(thing, memory)
         if not ranges.writable:
             raise ConfigError("memory that is read-only can't be registered, for peers may write to it; give a copy")
-        registration = Registration(self, self.registry, ranges)
-        with self._lock:
-            self._registrations[registration] = None
-        return registration
+        return self.registrations.add(self, ranges)
 
     def descriptors(self, thing: Any, memory: Memory | None = None) -> Descriptors:
         """Descriptors of things that lie in registered memory.
@@ -205,26 +174,9 @@ class Agent:
             registrations: only these, which are added to what a peer knows; None: all, which replace it.
         """
         self.check_open()
-        with self._lock:
-            chosen = list(self._registrations if registrations is None else registrations)
-        return self._metadata(chosen, complete=registrations is None).to_bytes()
-
-    def _metadata(self, registrations: list[Registration], *, complete: bool) -> AgentMetadata:
-        host = this_host()
-        return AgentMetadata(
-            name=self.name,
-            instance=self.instance,
-            secret=self._secret,
-            boot_id=host.boot_id,
-            netns=host.netns,
-            uid=os.getuid(),
-            pid=os.getpid(),
-            socket_name=self.host_plane.socket_name,
-            network_address=self._network.address if self._network is not None else b"",
-            network_transports=self._network.transports if self._network is not None else "",
-            registrations=tuple(record for each in registrations for record in each.records),
-            complete=complete,
-        )
+        chosen = self.registrations.all() if registrations is None else registrations
+        records = (record for each in chosen for record in each.records)
+        return self.planes.metadata(records, complete=registrations is None).to_bytes()
 
     def add_peer(self, metadata: bytes) -> Peer:
         """Learn of another agent, or of what it registered meanwhile. Doesn't connect.
@@ -236,20 +188,7 @@ class Agent:
             ConfigError: it is our own; transfers within one agent need none (``itself``).
         """
         self.check_open()
-        loaded = AgentMetadata.from_bytes(metadata)
-        if loaded.name == self.name:
-            raise ConfigError(
-                f"metadata of {self.name!r}, which is this agent's own name; use agent.itself for loopback"
-            )
-        with self._lock:
-            known = self._peers.get(loaded.name)
-            if known is not None and known.metadata.instance == loaded.instance:
-                known.refresh(loaded)
-                return known
-            peer = self._peers[loaded.name] = Peer(self, loaded)
-        if known is not None:
-            known.close("replaced by another agent of its name")
-        return peer
+        return self._peers.add(self, AgentMetadata.from_bytes(metadata))
 
     def remove_peer(self, name: str) -> None:
         """Disconnect from a peer and forget it. Prepared lists and transfers of it fail from now on.
@@ -257,17 +196,12 @@ class Agent:
         Raises:
             UnknownPeer
         """
-        with self._lock:
-            peer = self._peers.pop(name, None)
-        if peer is None:
-            raise UnknownPeer(f"no metadata of an agent {name!r} is loaded")
-        peer.close("removed")
+        self._peers.remove(name)
 
     @property
     def peers(self) -> Mapping[str, Peer]:
         """Those whose metadata is loaded, by name."""
-        with self._lock:
-            return dict(self._peers)
+        return self._peers.by_name()
 
     def peer(self, name: str) -> Peer:
         """One of them, or ourselves.
@@ -275,35 +209,13 @@ class Agent:
         Raises:
             UnknownPeer
         """
-        if name == self.name:
-            return self.itself
-        found = self._peers.get(name)
-        if found is None:
-            known = ", ".join(sorted(self._peers)) or "none"
-            raise UnknownPeer(f"no metadata of an agent {name!r} is loaded (known: {known}); call add_peer() first")
-        return found
+        return self.itself if name == self.name else self._peers.named(name)
 
     @property
     def itself(self) -> Peer:
         """This agent as its own peer: for transfers within one process."""
         self.check_open()
-        with self._lock:
-            if self._self_peer is None:
-                self._self_peer = Peer(self, self._metadata([], complete=True))
-            return self._self_peer
-
-    def shares_host(self, metadata: AgentMetadata) -> bool:
-        """Whether shared memory leads to that agent, by what its metadata says.
-
-        Raises:
-            TransportUnavailable: another transport is required.
-        """
-        shared = bool(metadata.socket_name) and this_host().same_as(metadata.host)
-        if self.require is None:
-            return shared
-        if self.require == "shm" and not shared:
-            raise TransportUnavailable(f"{metadata.name} is on another host, but require='shm'")
-        return self.require == "shm"
+        return self._peers.itself(self)
 
     # Transfers.
 
@@ -346,25 +258,9 @@ class Agent:
             )
         if local.peer is not None or remote.peer is None:
             raise ConfigError("the local side comes from agent.prepare(), the remote one from a peer's prepare()")
-        peer = remote.peer
-        link = peer.link_for(local, remote)
-        core = link.transfer(
-            0 if operation == "WRITE" else 1,
-            local.core(),
-            remote.core(),
-            indices_of(local_indices, len(local), "local"),
-            indices_of(remote_indices, len(remote), "remote"),
-            merge,
-        )
-        return Transfer(
-            core,
-            operation=operation,
-            peer_name=peer.name,
-            transport=peer.transport_over(link, remote),
-            notify=notify,
-            timeout_s=self.wait_s(timeout_s),
-            network=self._network,
-            keep=(self, local, remote),
+        indices = indices_of(local_indices, len(local), "local"), indices_of(remote_indices, len(remote), "remote")
+        return remote.peer.transfer(
+            operation, local, remote, indices, notify=notify, timeout_s=self.wait_s(timeout_s), merge=merge
         )
 
     def write(self, local: Prepared | Any, remote: Prepared, **options: Any) -> Transfer:
@@ -433,27 +329,12 @@ class Agent:
                 raise _nothing_came(self.name, wait_s)
         return arrived
 
-    # The network plane.
+    # Its life.
 
     @property
     def has_network(self) -> bool:
         """Whether the network plane is open."""
-        return self._network is not None
-
-    def connect_network(self, metadata: AgentMetadata, timeout_s: float) -> _core.NetworkLink:
-        """A connection over the network.
-
-        Raises:
-            TransportUnavailable, PeerUnreachable, PeerRefused
-        """
-        if self._network is None:
-            raise TransportUnavailable(
-                f"{metadata.name} can't be reached by shared memory, and this agent has no network open; "
-                "make it with Agent(..., network='loopback'), or an address of this host"
-            )
-        return self._network.connect(metadata, timeout_s)
-
-    # Its life.
+        return self.planes.network is not None
 
     @property
     def closed(self) -> bool:
@@ -470,45 +351,13 @@ class Agent:
             if self._closed:
                 return
             self._closed = "closed"
-            peers = self._all_peers()
-            registrations = list(self._registrations)
-            self._registrations.clear()
         _agents.discard(self)
         self._finalizer.detach()
         self.mail.close()
-        for peer in peers:
-            peer.close("closed: our agent was closed")
-        if self._network is not None:
-            self._network.close(_CLOSE_TIMEOUT_S)
-        self._quarantined += [(each.retire(), each.keepalive) for each in registrations]
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        for names, keepalive in self._quarantined:
-            if not all(self.registry.wait_quiet(*name, max(0.0, deadline - time.monotonic())) for name in names):
-                _kept_for_ever.append(keepalive)
-        self._quarantined.clear()
-        self.host_plane.close()
-
-    def forget(self, registration: Registration) -> None:
-        """Tell no peer of it any more (the registration calls this when it closes)."""
-        with self._lock:
-            self._registrations.pop(registration, None)
-
-    def quarantine(self, names: Sequence[tuple[int, int]], keepalive: object) -> None:
-        """Keep memory, by (slot, generation), alive until nobody touches it any more."""
-        with self._lock:
-            self._quarantined.append((names, keepalive))
-
-    def _sweep(self) -> None:
-        with self._lock:
-            self._quarantined = [
-                (names, keepalive)
-                for names, keepalive in self._quarantined
-                if not all(self.registry.quiet(*name) for name in names)
-            ]
-
-    def _exposes(self, segment_id: int) -> bool:
-        with self._lock:
-            return any(segment_id in each.segment_ids for each in self._registrations)
+        self._peers.close("closed: our agent was closed")
+        self.planes.close_network(_CLOSE_TIMEOUT_S)
+        self.registrations.close(_CLOSE_TIMEOUT_S)
+        self.planes.host.close()
 
     def wait_s(self, timeout_s: float | None) -> float:
         """How long a call may take: what it was given, or the agent's ``timeout_s``."""
@@ -519,18 +368,11 @@ class Agent:
         if self._closed:
             raise ClosedError(f"the agent {self.name} {_WHY_CLOSED[self._closed]}")
 
-    def _all_peers(self) -> list[Peer]:
-        return [*self._peers.values(), *([self._self_peer] if self._self_peer else [])]
-
     def _forked(self) -> None:
         """In a child: what we share with peers is our parent's to use."""
         self._closed = "forked"
         self._finalizer.detach()
-        # Links of the network plane know by themselves; their locks may be held by threads that no longer are.
-        for peer in self._all_peers():
-            host_link, _ = peer._links()
-            if host_link is not None:
-                host_link.lose(f"an agent {_WHY_CLOSED['forked']}")
+        self._peers.lose_hosts(f"an agent {_WHY_CLOSED['forked']}")
 
     def __enter__(self) -> Agent:
         """Itself."""
@@ -542,26 +384,16 @@ class Agent:
 
     def __repr__(self) -> str:
         """Its name, and how much it has to do with whom."""
-        state = f"{len(self._registrations)} registrations, {len(self._peers)} peers"
+        state = f"{len(self.registrations)} registrations, {len(self._peers)} peers"
         return f"<Agent {self.name}: {self._closed or state}>"
 
 
 _WHY_CLOSED = {"closed": "was closed", "forked": "doesn't survive fork(); make a new one in the child"}
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
-_kept_for_ever: list[object] = []
 
 
 def _nothing_came(name: str, wait_s: float) -> PenstockError:
     return DeadlineExceeded(f"no notification came for {name} within {wait_s} s")
-
-
-def _abandon(host_plane: HostPlane, network: NetworkPlane | None, inbox: _core.Inbox) -> None:
-    """An agent that nobody closed, and nobody has any more."""
-    with contextlib.suppress(PenstockError, OSError):
-        inbox.close()
-        if network is not None:
-            network.close(0.0)
-        host_plane.close()
 
 
 def _after_fork_in_child() -> None:

@@ -88,8 +88,6 @@ class AgentMetadata:
         secret: 16 random bytes that whoever connects has to show.
         boot_id: of the kernel that the agent runs on; empty = unknown.
         netns: the inode of its network namespace; 0 = unknown.
-        uid: the user that it runs as.
-        pid: its process, as that process sees it.
         socket_name: of its abstract Unix socket, without the leading NUL; empty = none.
         network_address: where UCX reaches it; empty = not on a network.
         network_transports: what that address offers, such as ``"tcp"``; for people.
@@ -105,8 +103,6 @@ class AgentMetadata:
     secret: bytes = field(repr=False)
     boot_id: str = ""
     netns: int = 0
-    uid: int = 0
-    pid: int = 0
     socket_name: str = ""
     network_address: bytes = field(default=b"", repr=False)
     network_transports: str = ""
@@ -121,8 +117,6 @@ class AgentMetadata:
         for name in ("boot_id", "socket_name", "network_transports"):
             _check_text(name, getattr(self, name))
         _check_number("netns", self.netns, 64)
-        _check_number("uid", self.uid, 32)
-        _check_number("pid", self.pid, 32)
         if len(self.network_address) > _MOST_ADDRESS_BYTES:
             raise MetadataError(
                 f"{_WHAT}: a network address of {len(self.network_address)} bytes; at most {_MOST_ADDRESS_BYTES}"
@@ -146,7 +140,7 @@ class AgentMetadata:
         """
         writer = Writer(_WHAT, _MAGIC, _VERSION).text(self.name, most=MOST_NAME_BYTES)
         writer.raw(self.instance).raw(self.secret).text(self.boot_id, most=_MOST_TEXT_BYTES)
-        writer.u64(self.netns).u32(self.uid).u32(self.pid).text(self.socket_name, most=_MOST_TEXT_BYTES)
+        writer.u64(self.netns).text(self.socket_name, most=_MOST_TEXT_BYTES)
         writer.sized(self.network_address, most=_MOST_ADDRESS_BYTES)
         writer.text(self.network_transports, most=_MOST_TEXT_BYTES)
         writer.u8(self.complete).u32(len(self.registrations))
@@ -169,8 +163,6 @@ class AgentMetadata:
             secret=reader.raw(ID_BYTES),
             boot_id=reader.text(most=_MOST_TEXT_BYTES),
             netns=reader.u64(),
-            uid=reader.u32(),
-            pid=reader.u32(),
             socket_name=reader.text(most=_MOST_TEXT_BYTES),
             network_address=reader.sized(most=_MOST_ADDRESS_BYTES),
             network_transports=reader.text(most=_MOST_TEXT_BYTES),

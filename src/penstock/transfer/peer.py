@@ -13,11 +13,12 @@ import numpy.typing as npt
 from penstock import _core
 from penstock.errors import ConfigError, PeerLost, PeerUnreachable, TransferError, TransportUnavailable
 from penstock.transfer.descriptors import Descriptors
-from penstock.transfer.host_plane import Attempt, HostConnection
+from penstock.transfer.host_connection import Attempt, HostConnection
 from penstock.transfer.memory import ranges_of
 from penstock.transfer.metadata import AgentMetadata, merge
 from penstock.transfer.network_plane import Link
-from penstock.transfer.table import Memory, table_of
+from penstock.transfer.operation import Operation, Transfer
+from penstock.transfer.table import Memory
 from penstock.transfer.wire import UInt32s, UInt64s
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Peer:
         try:
             if network:
                 return self._network_link(deadline)
-            shared = self._agent.shares_host(self._metadata)
+            shared = self._agent.planes.shares_host(self._metadata)
             self._current = self._host_link(deadline) if shared else self._network_link(deadline)
             return self._current
         finally:
@@ -198,7 +199,7 @@ class Peer:
         if before is not None:
             before.close()
         try:
-            made = self._agent.host_plane.connect(self._metadata, deadline - time.monotonic(), attempt)
+            made = self._agent.planes.host.connect(self._metadata, deadline - time.monotonic(), attempt)
         except TransferError:
             self._check_there()  # who was removed meanwhile is neither unreachable nor refuses us
             raise
@@ -220,7 +221,7 @@ class Peer:
             before, self._network = self._network, None
         if before is not None:
             before.close()
-        made = self._agent.connect_network(self._metadata, deadline - time.monotonic())
+        made = self._agent.planes.connect_network(self._metadata, deadline - time.monotonic())
         with self._lock:
             if not self._removed:
                 self._network = made
@@ -228,7 +229,34 @@ class Peer:
         made.close()
         raise PeerLost(f"{self.name} was {self._removed}")
 
-    def link_for(self, local: Prepared, remote: Prepared) -> Link:
+    # Transfers.
+
+    def transfer(
+        self,
+        operation: Operation,
+        local: Prepared,
+        remote: Prepared,
+        indices: tuple[UInt32s | None, UInt32s | None],
+        *,
+        notify: bytes | None,
+        timeout_s: float,
+        merge: bool,
+    ) -> Transfer:
+        """What ``Agent.transfer`` gives; ``indices`` are those of both sides, which fit."""
+        link = self._link_for(local, remote)
+        code = 0 if operation == "WRITE" else 1
+        return Transfer(
+            link.transfer(code, local.core(), remote.core(), *indices, merge),
+            operation=operation,
+            peer_name=self.name,
+            transport=self._transport_over(link, remote),
+            notify=notify,
+            timeout_s=timeout_s,
+            network=self._agent.planes.network,
+            keep=(self._agent, local, remote),
+        )
+
+    def _link_for(self, local: Prepared, remote: Prepared) -> Link:
         """The connection that reaches this memory."""
         link = self.link()
         if self._host is None:
@@ -244,7 +272,7 @@ class Peer:
             )
         return self.link(network=True)
 
-    def transport_over(self, link: Link, remote: Prepared) -> str:
+    def _transport_over(self, link: Link, remote: Prepared) -> str:
         """What moves the bytes of a transfer: ``"shm"`` where all of that memory is mapped; see ``transport``."""
         if self._host is not None and link is self._host.link and remote.core().mapped:
             return "shm"
@@ -275,10 +303,7 @@ class Peer:
             NotRegistered: a row lies outside of the memory that its metadata tells of.
             StaleDescriptor: it has closed or renewed that registration, as newer metadata tells.
         """
-        if memory is not None and isinstance(things, np.ndarray):
-            rows = Rows(table_of(things))
-        else:
-            rows = rows_of(things, self.name, memory)
+        rows = rows_of(things, self.name, memory)
         return Prepared(self, rows, *self.prepare_rows(rows))
 
     def prepare_rows(self, rows: Rows) -> tuple[_core.Prepared, int]:
@@ -300,6 +325,11 @@ class Peer:
             host.close(why)
         if network is not None:
             network.close()
+
+    def lose_host(self, why: str) -> None:
+        """Take it for gone where it is on this host."""
+        if self._host is not None:
+            self._host.link.lose(why)
 
     def _links(self) -> tuple[Link | None, Link | None]:
         return (self._host.link if self._host is not None else None), self._network

@@ -133,11 +133,11 @@ class Registration:
         names, self._names = self._names, []
         if not names:
             return
-        self._agent.forget(self)
+        self._agent.registrations.forget(self)
         try:
             self._retire(names, timeout_s)
         except DeadlineExceeded:
-            self._agent.quarantine(names, self._keep)
+            self._agent.registrations.quarantine(names, self._keep)
             raise
         finally:
             self._keep = None
