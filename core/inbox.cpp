@@ -1,6 +1,5 @@
 #include "inbox.h"
 
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -93,26 +92,6 @@ std::vector<Notification> Inbox::drain(size_t limit) {
 bool Inbox::empty() const {
   std::lock_guard lock(mutex_);
   return std::all_of(sources_.begin(), sources_.end(), [](const auto& source) { return source->empty(); });
-}
-
-bool Inbox::wait(Deadline deadline) {
-  while (!closed_.load()) {
-    if (!empty()) return true;
-    arm();
-    int ready = 0;
-    // Whoever published before it could see that we sleep is seen here.
-    if (!closed_.load() && empty()) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-      pollfd wake{wake_fd_, POLLIN, 0};
-      ready = poll(&wake, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000 * 1000)));
-    }
-    disarm();
-    if (ready < 0) return true;  // EINTR: the caller has a signal to look at
-    clear();
-    if (!empty()) return true;
-    if (std::chrono::steady_clock::now() >= deadline) return false;
-  }
-  return false;
 }
 
 void Inbox::arm() noexcept { registry_->shared().sleeping.fetch_add(1, std::memory_order_seq_cst); }

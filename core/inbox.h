@@ -1,7 +1,7 @@
 // Notifications that arrived: those in the rings of peers on this host, and those that the network plane delivers.
 //
-// From one sender they come out in the order in which they were sent, each once. Nobody polls while nothing comes:
-// `wait` says in shared memory that it sleeps, and whoever sends then writes to the eventfd.
+// From one sender they come out in the order in which they were sent, each once. Nobody polls while nothing comes: who
+// sleeps says so in shared memory (`arm`), and whoever sends then writes to the eventfd.
 // Threads: any; one at a time drains.
 #pragma once
 
@@ -66,10 +66,8 @@ class Inbox {
   void retire(const std::shared_ptr<Source>& source, const std::string& sender);
   std::vector<Notification> drain(size_t limit);
   bool empty() const;  // drain() has nothing to do
-  // True = something may be there, or a signal came; false = the deadline came, or close().
-  bool wait(Deadline deadline);
-  // Says that somebody sleeps on `wake_fd()` elsewhere (asyncio), until disarm(). After it became readable: clear(),
-  // and then drain().
+  // Says that somebody sleeps on `wake_fd()`, until disarm(). What came before is there already, so drain() before
+  // sleeping. After it became readable: clear(), and then drain().
   void arm() noexcept;
   void disarm() noexcept;
   void clear() noexcept;

@@ -43,7 +43,8 @@ void RingReader::get(uint64_t position, void* to, uint64_t bytes) const {
 }
 
 RingReader::Result RingReader::read(std::string& into) {
-  const uint64_t available = link_.tail.load(std::memory_order_acquire) - head_;
+  // In one order with the writer's store and its look for sleepers: who finds nothing after `arm()` will be woken.
+  const uint64_t available = link_.tail.load(std::memory_order_seq_cst) - head_;
   if (available == 0) return Result::nothing;
   uint32_t length = 0;
   if (available > LinkSegment::kRingBytes || available < sizeof length) return Result::broken;

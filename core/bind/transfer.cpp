@@ -235,14 +235,6 @@ void register_notifications(nb::module_& m) {
           },
           nb::arg("limit"), "(sender, message) of what arrived, in order for each sender.")
       .def("empty", &Inbox::empty)
-      .def(
-          "wait",
-          [](Inbox& self, double timeout_s) {
-            const Deadline deadline = deadline_after(timeout_s);
-            nb::gil_scoped_release release;
-            return self.wait(deadline);
-          },
-          nb::arg("timeout_s"), "True = something may be there.")
       .def("arm", &Inbox::arm, "Have ``wake_fd`` become readable when something comes, until ``disarm()``.")
       .def("disarm", &Inbox::disarm)
       .def("clear", &Inbox::clear, "``wake_fd`` is readable no more; to be called before one drains.")

@@ -326,9 +326,6 @@ class Inbox:
 
     def empty(self) -> bool: ...
 
-    def wait(self, timeout_s: float) -> bool:
-        """True = something may be there."""
-
     def arm(self) -> None:
         """
         Have ``wake_fd`` become readable when something comes, until ``disarm()``.

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock import _core
+from penstock.transfer.mail import Mail
 from penstock.transfer.network_plane import find_ucx
 
 SECRET = b"the secret of tests"
@@ -32,6 +33,7 @@ class Node:
     def __init__(self, name, settings, nbytes, peer_timeout_s):
         self.registry = _core.Registry()
         self.inbox = _core.Inbox(self.registry)
+        self.mail = Mail(name, self.inbox)
         self.memory = np.zeros(nbytes, np.uint8)
         self.base = self.memory.ctypes.data
         self.vram = False
@@ -159,21 +161,22 @@ class Node:
             self.link.notify(number.to_bytes(4, "little") + bytes(nbytes - 4), timeout_s)
         return count
 
-    def drain(self, wait_s=5.0, count=1, limit=1 << 20):
+    def arrived(self, count, wait_s):
+        """What came, sleeping until it is so many or the time has passed."""
         found = []
         until = time.monotonic() + wait_s
-        while len(found) < count and time.monotonic() < until:
-            self.inbox.wait(max(until - time.monotonic(), 0))
-            found += self.inbox.drain(limit)
+        while len(found) < count and (left := until - time.monotonic()) > 0:
+            self.mail.wait(self.mail.general, left)
+            found += self.mail.take(self.mail.general)
+        return found
+
+    def drain(self, wait_s=5.0, count=1):
+        found = self.arrived(count, wait_s)
         return [[sender, message.decode("latin-1")[:64], len(message)] for sender, message in found]
 
     def drain_numbers(self, count, wait_s=10.0):
         """Of a flood: whether the numbers came in order, each once."""
-        numbers = []
-        until = time.monotonic() + wait_s
-        while len(numbers) < count and time.monotonic() < until:
-            self.inbox.wait(max(until - time.monotonic(), 0))
-            numbers += [int.from_bytes(message[:4], "little") for _, message in self.inbox.drain(100)]
+        numbers = [int.from_bytes(message[:4], "little") for _, message in self.arrived(count, wait_s)]
         return numbers == list(range(count))
 
     def fill(self, seed, offset=0, nbytes=None):
