@@ -27,21 +27,7 @@ L = TypeVar("L", bound=DescriptorList)
 
 
 def transfer_list(given: Any, mem_type: str | None = None) -> nixlXferDList | None:
-    """A list to transfer from or to.
-
-    Args:
-        given: a ``nixlXferDList`` (returned as it is), tuples (address, length, device), an array (N, 3) of uint64 or
-            int64, a contiguous tensor, or a list of those.
-        mem_type: what tuples and arrays lie in; a tensor knows.
-
-    Returns:
-        None, with a line in the log, where that isn't enough to tell.
-
-    Raises:
-        KeyError: there is no such memory.
-        ValueError: an array of another dtype, or not C-contiguous.
-        IndexError: an empty list.
-    """
+    """A list to transfer from or to; ``MetadataCalls.get_xfer_descs`` says of what, and what it raises."""
     return _list_of(nixlXferDList, given, mem_type, width=3)
 
 

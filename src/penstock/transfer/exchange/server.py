@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from penstock.errors import ConfigError
 from penstock.transfer.exchange.net import LOOPBACK, listen, usable_token
-from penstock.transfer.exchange.service import Answer, Limits, Service
+from penstock.transfer.exchange.service import Answer, Limits, Server, Service
 
 __all__ = ["DEFAULT_PORT", "KeyValueServer", "KeyValues", "TooMuch"]
 
@@ -93,7 +93,7 @@ def _weight(key: str, value: bytes) -> int:
     return 4 * len(key) + len(value) + _ENTRY_BYTES  # a character of a str takes up to 4 bytes
 
 
-class KeyValueServer:
+class KeyValueServer(Server):
     """Serves a ``KeyValues`` over TCP, on a thread of its own, until ``close()``.
 
     Args:
@@ -135,20 +135,9 @@ class KeyValueServer:
         values = KeyValues(most_keys, most_total_bytes)
         expected = usable_token(token)
         listener = listen(host, port, token, "a key-value server")
-        self._service = Service(
-            listener, lambda: Lines(values, expected, most_line_bytes), limits, "penstock-key-values"
+        super().__init__(
+            Service(listener, lambda: Lines(values, expected, most_line_bytes), limits, "penstock-key-values")
         )
-        self.host, self.port = self._service.host, self._service.port
-
-    def close(self) -> None:
-        """Stop answering, and forget everything. Safe twice."""
-        self._service.close()
-
-    def __enter__(self) -> KeyValueServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Lines:

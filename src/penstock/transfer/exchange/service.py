@@ -18,9 +18,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
-__all__ = ["Answer", "Conversation", "Limits", "Service"]
+__all__ = ["Answer", "Conversation", "Limits", "Server", "Service"]
 
 _log = logging.getLogger("penstock")
 _PIECE_BYTES: Final = 256 << 10
@@ -292,6 +292,29 @@ class Service:
             if self._is_full:
                 self._is_full = False
                 self._selector.register(self._listener, selectors.EVENT_READ)
+
+
+class Server:
+    """What a service answers for, until ``close()`` or the end of a ``with``.
+
+    Attributes:
+        host: that it listens on.
+        port: that it listens on.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.host, self.port = service.host, service.port
+
+    def close(self) -> None:
+        """Stop listening, cut every connection, and forget everything. Safe twice, and from any thread."""
+        self._service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 _services: weakref.WeakSet[Service] = weakref.WeakSet()

@@ -28,7 +28,7 @@ from penstock.transfer.exchange.net import (
     send_all,
     usable_token,
 )
-from penstock.transfer.exchange.service import Answer, Limits, Service
+from penstock.transfer.exchange.service import Answer, Limits, Server, Service
 
 __all__ = ["Introduced", "Introductions", "MetadataListener", "fetch_metadata", "send_invalidation", "send_metadata"]
 
@@ -57,7 +57,7 @@ class Introduced(Protocol):
         """Forget another agent."""
 
 
-class MetadataListener:
+class MetadataListener(Server):
     """Answers for an agent, on a thread of its own, until ``close()``.
 
     It gives the agent's metadata to whoever fetches it, loads what is sent, and forgets agents that take theirs back.
@@ -80,18 +80,7 @@ class MetadataListener:
     def __init__(self, agent: Introduced, host: str = LOOPBACK, port: int = 0, *, token: str | None = None) -> None:
         secret = usable_token(token)
         listener = listen(host, port, token, f"the metadata listener of {agent.name!r}")
-        self._service = Service(listener, lambda: Introductions(agent, secret), _LIMITS, "penstock-metadata")
-        self.host, self.port = self._service.host, self._service.port
-
-    def close(self) -> None:
-        """Stop listening. Safe twice."""
-        self._service.close()
-
-    def __enter__(self) -> MetadataListener:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(Service(listener, lambda: Introductions(agent, secret), _LIMITS, "penstock-metadata"))
 
 
 class Introductions:
