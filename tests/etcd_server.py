@@ -6,12 +6,10 @@ deadline. What it keeps lies in the folder it was given.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 import urllib.error
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3_server import free_ports
+from server_process import free_ports, kill, launched, tail
 
 START_DEADLINE_S = 30.0
 
@@ -86,13 +84,11 @@ class EtcdServer:
             self.kill()
             raise
 
-    def tail(self, size: int = 4000) -> str:
-        return (self.folder / "log").read_bytes()[-size:].decode(errors="replace")
+    def tail(self) -> str:
+        return tail(self.folder / "log")
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
+        kill(self.process)
 
 
 def _launched(
@@ -107,19 +103,5 @@ def _launched(
     command += ["--listen-client-urls", client, "--advertise-client-urls", client]
     command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
     command += ["--initial-cluster", f"default={peer}", *arguments]
-    with (folder / "log").open("ab") as out:
-        return subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if not name.startswith("ETCD_")},
-        )
-
-
-def _die_with_parent() -> None:
-    """Even a killed test run leaves no server behind (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    return launched(command, folder, folder / "log", environment)

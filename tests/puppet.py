@@ -8,8 +8,8 @@
         ...
         target.kill()
 
-What can be told is in `puppet_process.Acts`. Every wait has a deadline, and ends with the stacks of the process that
-didn't answer.
+What can be told is in `puppet_process.Acts`; `acquaint` and `ready` are how most pairs begin. Every wait has a
+deadline, and ends with the stacks of the process that didn't answer.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from penstock.testing.hosts import Host
 
 _PROGRAM = Path(__file__).with_name("puppet_process.py")
 PATIENCE_S = 30.0
+ACQUAINTED_BYTES = 1 << 20
 
 
 class PuppetError(Exception):
@@ -215,6 +216,29 @@ class Puppet:
                 if not future.done():
                     future.set_exception(PuppetDied(f"{self.name} ended during {act}"))
             self._waiting.clear()
+
+
+def acquaint(initiator: Puppet, target: Puppet, nbytes: int = ACQUAINTED_BYTES, *, shared: bool = True) -> bytes:
+    """Memory at both ends, and the target's descriptors."""
+    target.call("allocate" if shared else "own", key="kv", nbytes=nbytes)
+    descriptors = target.call("register", key="kv")
+    initiator.call("allocate", key="a", nbytes=nbytes)
+    initiator.call("register", key="a")
+    initiator.call("add_peer", blob=target.call("metadata"))
+    return descriptors
+
+
+def ready(
+    initiator: Puppet, target: Puppet, operation: str = "WRITE", nbytes: int = ACQUAINTED_BYTES, *, shared: bool = True
+) -> None:
+    """As `acquaint`, with a transfer "t" of all of it, and connected."""
+    descriptors = acquaint(initiator, target, nbytes, shared=shared)
+    prepare(initiator, descriptors, operation, nbytes)
+
+
+def prepare(initiator: Puppet, descriptors: bytes, operation: str = "WRITE", nbytes: int = ACQUAINTED_BYTES) -> None:
+    """A transfer "t" of all of the initiator's memory."""
+    initiator.call("prepare", key="t", operation=operation, peer="target", local=[["a", 0, nbytes]], remote=descriptors)
 
 
 def _to_json(value: Any) -> Any:

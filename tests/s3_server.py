@@ -6,37 +6,25 @@ that takes longer than its deadline. Its files lie in the folder it was given; t
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from server_process import free_ports, kill, launched, tail
+
 START_DEADLINE_S = 60.0
 ACCESS_KEY_ID = "penstock-test-key"
 SECRET_ACCESS_KEY = "penstock-test-secret"
 BUCKET = "penstock"
 _GRPC_NAMES = ("master-grpc", "volume-grpc", "filer-grpc", "s3-grpc")
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def find_weed() -> str | None:
@@ -74,16 +62,7 @@ class S3Server:
         config.write_text(json.dumps(_identities()))
         log = folder / "weed.log"
         ports = free_ports(8)
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [weed, *_arguments(folder, config, ports)],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-                cwd=folder,
-            )
+        process = launched([weed, *_arguments(folder, config, ports)], folder, log)
         # Each gRPC server leaves a socket in the one folder that it knows, named after itself and its port.
         sockets = [Path(f"/tmp/seaweedfs-{name}-{port}.sock") for name in _GRPC_NAMES for port in ports]
         server = cls(process, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", log, sockets)
@@ -99,14 +78,14 @@ class S3Server:
         reason = "it never answered"
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"SeaweedFS ended with {self.process.returncode}:\n{self.tail()}")
+                raise RuntimeError(f"SeaweedFS ended with {self.process.returncode}:\n{tail(self.log)}")
             try:
                 self.client().put("ready", b"yes")  # makes the bucket as well
                 return
             except BaseError as error:
                 reason = str(error)
             time.sleep(0.1)  # nothing of another program's start can be waited for but its port
-        raise RuntimeError(f"SeaweedFS not ready after {START_DEADLINE_S:.0f} s ({reason}):\n{self.tail()}")
+        raise RuntimeError(f"SeaweedFS not ready after {START_DEADLINE_S:.0f} s ({reason}):\n{tail(self.log)}")
 
     def client(self, bucket: str = BUCKET) -> S3Store:
         """A bare client, for what a test does behind the back of the code under test."""
@@ -120,20 +99,10 @@ class S3Server:
             retry_config={"max_retries": 0},
         )
 
-    def tail(self, size: int = 4000) -> str:
-        return self.log.read_bytes()[-size:].decode(errors="replace")
-
     def stop(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
+        kill(self.process)
         for left in self.sockets:
             left.unlink(missing_ok=True)
-
-
-def _die_with_parent() -> None:
-    """Even a killed test run leaves no server behind (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _identities() -> dict[str, object]:

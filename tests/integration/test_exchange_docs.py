@@ -12,7 +12,7 @@ from penstock.transfer import Agent
 from penstock.transfer.exchange import WHOLE, EtcdExchange, Limits
 from penstock.transfer.exchange import server as key_values
 from penstock.transfer.exchange.frames import MOST_BODY_BYTES
-from s3_server import free_ports
+from server_process import free_ports
 
 PAGE = (Path(__file__).parents[2] / "docs" / "transfers.md").read_text()
 SECTION = PAGE.split("## Carrying metadata")[1].split("\n## ")[0]

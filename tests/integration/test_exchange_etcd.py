@@ -16,7 +16,7 @@ import pytest
 from etcd_server import EtcdServer
 from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
 from penstock.transfer.exchange import EtcdExchange, etcd, etcd_gateway
-from s3_server import free_ports
+from server_process import free_ports
 
 
 @pytest.fixture

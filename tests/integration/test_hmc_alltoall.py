@@ -13,6 +13,7 @@ from penstock.compat import hmc
 from penstock.compat.hmc.group import Member
 from penstock.errors import ConfigError
 from puppet import PuppetError
+from server_process import free_ports
 
 torch = pytest.importorskip("torch")
 
@@ -141,14 +142,6 @@ def test_ranks_are_0_to_world_each_once():
     for (ours, theirs), conn in kinds.items():
         pair = hmc.Group(None, 0, [member(0, ours), member(1, theirs)])
         assert pair.conn_with(pair.right) is conn
-
-
-def free_ports(count):
-    listeners = [socket.create_server((IP, 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 RANK = """

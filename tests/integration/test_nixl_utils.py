@@ -14,7 +14,7 @@ import pytest
 
 from penstock.compat.nixl import nixl_agent, utils
 from penstock.errors import ConfigError, MetadataError, PeerRefused, PeerUnreachable
-from s3_server import free_ports
+from server_process import free_ports
 
 
 @pytest.fixture

@@ -18,34 +18,11 @@ from penstock.errors import PeerRefused, PeerUnreachable, TransferError
 from penstock.transfer import Agent
 from penstock.transfer.host_messages import Gone, Refused, Welcome, encode
 from penstock.transfer.metadata import AgentMetadata
-from puppet import Puppet, PuppetDied, PuppetError
+from puppet import Puppet, PuppetDied, PuppetError, acquaint, prepare, ready
 
-SMALL = 1 << 20
 BIG = 256 << 20
 # The end of a process is noticed at once; a busy machine may take some seconds.
 NOTICED_S = 5.0
-
-
-def acquaint(initiator: Puppet, target: Puppet, nbytes: int = SMALL, *, shared: bool = True) -> bytes:
-    """Memory at both ends, and the target's descriptors."""
-    target.call("allocate" if shared else "own", key="kv", nbytes=nbytes)
-    descriptors = target.call("register", key="kv")
-    initiator.call("allocate", key="a", nbytes=nbytes)
-    initiator.call("register", key="a")
-    initiator.call("add_peer", blob=target.call("metadata"))
-    return descriptors
-
-
-def ready(
-    initiator: Puppet, target: Puppet, operation: str = "WRITE", nbytes: int = SMALL, *, shared: bool = True
-) -> None:
-    """As `acquaint`, with a transfer "t" of all of it, and connected."""
-    descriptors = acquaint(initiator, target, nbytes, shared=shared)
-    prepare(initiator, descriptors, operation, nbytes)
-
-
-def prepare(initiator: Puppet, descriptors: bytes, operation: str = "WRITE", nbytes: int = SMALL) -> None:
-    initiator.call("prepare", key="t", operation=operation, peer="target", local=[["a", 0, nbytes]], remote=descriptors)
 
 
 def kind_of(act: Callable[[], Any]) -> str:
@@ -366,7 +343,7 @@ def test_a_forked_child_that_lets_go_of_everything_harms_nobody() -> None:
         ready(initiator, target)
         for puppet in (target, initiator):
             puppet.call("fill", key="kv" if puppet is target else "a", seed=9)
-            puppet.call("allocate", key="spare", nbytes=SMALL)
+            puppet.call("allocate", key="spare", nbytes=1 << 20)
             puppet.call("fill", key="spare", seed=4)
             assert fork(puppet, _LET_GO) == 0, puppet.errors()
             assert puppet.call("wrong", key="spare", seed=4) == 0

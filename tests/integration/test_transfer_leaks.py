@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import PenstockError
 from penstock.transfer import Agent
-from puppet import Puppet
+from puppet import Puppet, acquaint, prepare
 
 # Beyond this a process has grown; the allocator and the interpreter take some of it by and by.
 GROWN_BYTES = 6 << 20
@@ -184,19 +184,13 @@ def test_targets_that_close_while_we_post_leave_nothing_under_way() -> None:
 
 def test_a_region_registered_again_is_mapped_again() -> None:
     with Puppet("target") as target, Puppet("initiator") as initiator:
-        target.call("allocate", key="kv", nbytes=1 << 16)
-        descriptors = target.call("register", key="kv")
-        initiator.call("allocate", key="a", nbytes=1 << 16)
-        initiator.call("register", key="a")
-        initiator.call("add_peer", blob=target.call("metadata"))
+        descriptors = acquaint(initiator, target, 1 << 16)
         target.call("deregister", key="kv")
         with contextlib.suppress(Exception):  # told of a region that is gone
             initiator.call("move", operation="WRITE", peer="target", local=[["a", 0, 1 << 16]], remote=descriptors)
         descriptors = target.call("register", key="kv")
         initiator.call("add_peer", blob=target.call("metadata"))
-        initiator.call(
-            "prepare", key="t", operation="WRITE", peer="target", local=[["a", 0, 1 << 16]], remote=descriptors
-        )
+        prepare(initiator, descriptors, nbytes=1 << 16)
         assert initiator.call("run", code="return acts.transfers['t']._keep[2].core().mapped") is True
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import ClosedError, ConfigError, NotRegistered, TransferActive, UnknownPeer
 from penstock.transfer import Agent, Descriptors, Transfer
-from puppet import Puppet
+from puppet import Puppet, ready
 
 SIZE = 4096
 
@@ -198,14 +198,7 @@ def test_a_transfer_that_runs_is_neither_posted_again_nor_closed() -> None:
 def test_what_a_notification_announces_is_there() -> None:
     """The target looks at the data as soon as it has the notification, thousands of times."""
     with Puppet("target") as target, Puppet("initiator") as initiator:
-        target.call("allocate", key="kv", nbytes=1 << 16)
-        descriptors = target.call("register", key="kv")
-        initiator.call("allocate", key="a", nbytes=1 << 16)
-        initiator.call("register", key="a")
-        initiator.call("add_peer", blob=target.call("metadata"))
-        initiator.call(
-            "prepare", key="t", operation="WRITE", peer="target", local=[["a", 0, 1 << 16]], remote=descriptors
-        )
+        ready(initiator, target)
         target.call("add_peer", blob=initiator.call("metadata"))
         looking = target.begin(
             "run",
