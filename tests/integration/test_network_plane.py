@@ -34,7 +34,7 @@ class Failed(Exception):
 
 
 class NodeProcess:
-    """A node in a process of its own; any attribute is a command."""
+    """A node in a process of its own; any attribute is a command. Several start side by side."""
 
     def __init__(self, name, *, nbytes=4 * MIB, peer_timeout_s=5.0, device="lo", namespace=None, tls="tcp"):
         settings = {"TLS": tls, "NET_DEVICES": device}
@@ -46,17 +46,24 @@ class NodeProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
-        try:
-            self.about = self.answer(30)
-        except BaseException:
-            self.end()
-            raise
+        self._about = None
+
+    @property
+    def about(self):
+        """What it says of itself as soon as it is there."""
+        if self._about is None:
+            self._about = self._line(30.0)
+        return self._about
 
     def ask(self, command, *arguments, **keywords):
         self.process.stdin.write(json.dumps([command, arguments, keywords]) + "\n")
         self.process.stdin.flush()
 
     def answer(self, wait_s=30.0):
+        assert self.about
+        return self._line(wait_s)
+
+    def _line(self, wait_s):
         ready, _, _ = select.select([self.process.stdout], [], [], wait_s)
         assert ready, f"no answer within {wait_s} s"
         line = self.process.stdout.readline()
@@ -73,9 +80,12 @@ class NodeProcess:
 
         return call
 
-    def end(self):
+    def dismiss(self):
+        """Tells it to end."""
         self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
+
+    def end(self):
         try:
             self.process.wait(10)
         finally:
@@ -95,6 +105,8 @@ def nodes():
         return node
 
     yield make
+    for node in made:
+        node.dismiss()
     for node in made:
         node.end()
 
@@ -166,26 +178,18 @@ def test_says_what_it_uses(pair):
 SIZES = (1, 8, 4096, 100_000, 262_144, MIB + 1, 3 * MIB)
 
 
-def test_a_write_moves_exactly_its_bytes(pair):
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_a_transfer_moves_exactly_its_bytes(pair, operation):
     initiator, owner = pair
+    here, there = (initiator, 10), (owner, 64)
+    (source, begin), (sink, at) = (here, there) if operation == "write" else (there, here)
     for nbytes in SIZES:
         initiator.fill(1)
         owner.fill(2)
-        before, after = owner.sum(0, 64), owner.sum(64 + nbytes)
-        assert initiator.move("write", [[10, 64, nbytes]]) == 2
-        assert owner.sum(64, nbytes) == initiator.sum(10, nbytes)
-        assert (owner.sum(0, 64), owner.sum(64 + nbytes)) == (before, after)
-
-
-def test_a_read_moves_exactly_its_bytes(pair):
-    initiator, owner = pair
-    for nbytes in SIZES:
-        initiator.fill(1)
-        owner.fill(2)
-        before, after = initiator.sum(0, 10), initiator.sum(10 + nbytes)
-        assert initiator.move("read", [[10, 64, nbytes]]) == 2
-        assert initiator.sum(10, nbytes) == owner.sum(64, nbytes)
-        assert (initiator.sum(0, 10), initiator.sum(10 + nbytes)) == (before, after)
+        before, after = sink.sum(0, at), sink.sum(at + nbytes)
+        assert initiator.move(operation, [[10, 64, nbytes]]) == 2
+        assert sink.sum(at, nbytes) == source.sum(begin, nbytes)
+        assert (sink.sum(0, at), sink.sum(at + nbytes)) == (before, after)
 
 
 @pytest.mark.parametrize("operation", ["write", "read"])
@@ -258,6 +262,7 @@ def test_wrong_secret(nodes):
 
 def test_nobody_there(nodes):
     owner, initiator = nodes("owner"), nodes("initiator")
+    assert owner.about
     owner.process.kill()
     owner.process.wait()
     refused("PeerUnreachable", initiator.connect, owner.about, timeout_s=3.0)
@@ -530,6 +535,7 @@ def test_shared_memory_when_it_is_asked_for(nodes):
 def test_a_wait_is_interrupted_by_ctrl_c(nodes):
     """Connecting to a peer that is stopped, with a long deadline."""
     owner = nodes("owner")
+    assert owner.about
     owner.process.send_signal(signal.SIGSTOP)
     initiator = nodes("initiator")
     initiator.ask("interrupted_connect", owner.about)
