@@ -104,7 +104,6 @@ class Network {
   UcxWorker& in() { return *in_; }
   Registry& registry() { return *registry_; }
   Inbox& inbox() { return *inbox_; }
-  const MessageSizes& sizes() const { return sizes_; }
   const NetworkOptions& options() const { return options_; }
   const std::shared_ptr<Waker>& waker() const { return waker_; }
   bool closing() const { return closing_; }
@@ -142,7 +141,6 @@ class Network {
   const std::shared_ptr<Registry> registry_;
   const std::shared_ptr<Inbox> inbox_;
   const NetworkOptions options_;
-  const MessageSizes sizes_;
   const std::shared_ptr<const UcxApi> api_;
   const std::shared_ptr<Waker> waker_;
   Waker completions_;

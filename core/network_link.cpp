@@ -30,6 +30,11 @@ std::string NetworkLink::transport() {
   return endpoint_ ? endpoint_->transport() : "";
 }
 
+MessageSizes NetworkLink::sizes() {
+  Network::Lock lock(*network_);
+  return sizes_;
+}
+
 void NetworkLink::open_locked(const WorkerAddress& address, std::string_view secret) {
   listeners_ = address.listeners;
   const auto before = tcp_sockets();
@@ -72,6 +77,7 @@ ucs_status_t NetworkLink::on(const Welcome& message) {
   if (!connecting_locked()) return UCS_ERR_REJECTED;
   session_ = message.session;
   peer_name_ = message.name;
+  sizes_ = sizes_over(endpoint_->transport());
   state_ = State::open;
   alive_.store(true, std::memory_order_release);
   network_->changed_locked();

@@ -40,6 +40,7 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   std::string lost();  // why it isn't alive; "" = it is
   std::string peer_name();
   std::string transport();
+  MessageSizes sizes();
   // Sleeps until the peer has answered. False = it hasn't. Throws Error: peer_unreachable, peer_refused, closed.
   bool wait_connected(Deadline until);
   // Nobody waits for the answer any more. Throws peer_unreachable.
@@ -101,6 +102,7 @@ class NetworkLink : public std::enable_shared_from_this<NetworkLink> {
   std::string lost_;
   std::string peer_name_;
   std::shared_ptr<Endpoint> endpoint_;
+  MessageSizes sizes_;
   std::vector<TcpSocket> sockets_;     // that may be this connection's
   std::vector<SocketName> listeners_;  // that it leads to
   uint64_t session_ = 0;

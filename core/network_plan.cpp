@@ -6,6 +6,22 @@
 #include "network_messages.h"
 
 namespace penstock {
+namespace {
+
+constexpr uint64_t kHeaders = 4 << 10;  // of a TCP segment is kept for UCX's headers and ours, which are far smaller
+
+}  // namespace
+
+MessageSizes sizes_over(std::string_view transports) {
+  MessageSizes sizes;
+  if (!transports.starts_with("tcp/") || transports.find(',') != std::string_view::npos) return sizes;
+  const uint64_t payload = kTcpSegment - kHeaders;
+  sizes.direct_bytes = 64 << 10;
+  sizes.eager_bytes = payload;
+  sizes.packed_rows = 512;
+  sizes.packed_bytes = payload - sizes.packed_rows * sizeof(Row);
+  return sizes;
+}
 
 std::vector<PlannedMessage> plan_write(const std::vector<Piece>& pieces, const MessageSizes& sizes, bool only_direct) {
   std::vector<PlannedMessage> messages;
@@ -22,7 +38,7 @@ std::vector<PlannedMessage> plan_read(const std::vector<Piece>& pieces, const Me
     PlannedMessage message{static_cast<uint32_t>(piece), 0, 0, 0, false};
     for (; piece < pieces.size() && message.pieces < kMaxRows; ++piece, ++message.pieces) {
       const uint64_t length = pieces[piece].local.length;
-      if (message.pieces > 0 && message.length + length > sizes.chunk_bytes) break;
+      if (message.pieces > 0 && message.length + length > sizes.request_bytes) break;
       message.length += length;
     }
     if (message.length > 0) messages.push_back(message);

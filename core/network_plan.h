@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "transfer.h"
@@ -16,12 +17,21 @@
 namespace penstock {
 
 struct MessageSizes {
-  uint64_t direct_bytes =
-      256 << 10;                   // from here on a piece goes straight into its place, by rendezvous (measured: TCP)
-  uint64_t chunk_bytes = 1 << 20;  // of which at most so much is one message
-  uint64_t packed_bytes = 256 << 10;  // smaller ones share a message of at most so many bytes
+  uint64_t direct_bytes = 256 << 10;  // from here on a piece is sent from where it lies
+  uint64_t chunk_bytes = 1 << 20;     // of which at most so much is one message, fetched by the receiver (rendezvous)
+  uint64_t packed_bytes = 256 << 10;  // smaller pieces share a message of at most so many bytes
   uint32_t packed_rows = 2048;
+  uint64_t request_bytes = 1 << 20;  // of pieces in one request to read
+  uint64_t eager_bytes = 0;          // direct pieces go in messages of so many bytes, which come along; 0 = fetched
 };
+
+// A message of UCX's TCP. Both ends must have buffers of this size: UCX doesn't look whether what comes fits.
+inline constexpr uint64_t kTcpSegment = 128 << 10;
+
+// What suits a connection over `transports`, as Endpoint::transport() tells them. Over one TCP device, bytes come along
+// in messages that are one segment each: they flow at once, and each is copied into its place, hot in the cache, while
+// the next one comes. Over several devices, and over those that reach memory by themselves, large pieces are fetched.
+MessageSizes sizes_over(std::string_view transports);
 
 // One message: a part of one piece (direct), or several whole pieces (packed).
 struct PlannedMessage {
@@ -30,6 +40,7 @@ struct PlannedMessage {
   uint64_t offset;  // direct: in its piece
   uint64_t length;
   bool direct;
+  bool eager = false;  // direct: its bytes come along
 };
 
 // Cuts pieces 0 .. count-1 into messages, one at a time. Empty pieces are in none.
@@ -47,7 +58,7 @@ class MessageCursor {
 };
 
 std::vector<PlannedMessage> plan_write(const std::vector<Piece>& pieces, const MessageSizes& sizes, bool only_direct);
-// Requests: neighbouring pieces, of `chunk_bytes` together unless one is larger.
+// Requests: neighbouring pieces, of `request_bytes` together unless one is larger.
 std::vector<PlannedMessage> plan_read(const std::vector<Piece>& pieces, const MessageSizes& sizes);
 
 // Whether a peer that says nothing is asked, or given up.
@@ -112,8 +123,9 @@ std::optional<PlannedMessage> MessageCursor::next(size_t count, LengthOf length_
   const auto first = static_cast<uint32_t>(piece_);
   const uint64_t whole = length_of(piece_);
   if (only_direct_ || whole >= sizes_.direct_bytes) {
-    const uint64_t length = std::min(whole - offset_, sizes_.chunk_bytes);
-    const PlannedMessage message{first, 1, offset_, length, true};
+    const bool eager = !only_direct_ && sizes_.eager_bytes > 0;
+    const uint64_t length = std::min(whole - offset_, eager ? sizes_.eager_bytes : sizes_.chunk_bytes);
+    const PlannedMessage message{first, 1, offset_, length, true, eager};
     offset_ += length;
     if (offset_ == whole) {
       ++piece_;

@@ -43,6 +43,7 @@ void NetworkSession::open(std::string_view address) {
   endpoint_ = Endpoint::open(network_.in(), address, [weak = weak_from_this()](ucs_status_t) {
     if (const auto self = weak.lock()) self->lose();
   });
+  sizes_ = sizes_over(endpoint_->transport());
   network_.inbox().attach(mailbox_);
   endpoint_->send(write_message(Welcome{link_, id_, network_.options().name}));
 }
@@ -216,8 +217,8 @@ ucs_status_t NetworkSession::on(const Read& message) {
     count(message.transfer);
     return UCS_OK;
   }
-  reading_.push_back(std::make_shared<Reading>(
-      Reading{message, std::move(rows), MessageCursor(network_.sizes(), only_direct), 0, false}));
+  reading_.push_back(
+      std::make_shared<Reading>(Reading{message, std::move(rows), MessageCursor(sizes_, only_direct), 0, false}));
   serve();
   return UCS_OK;
 }
@@ -269,7 +270,7 @@ void NetworkSession::send_direct(const std::shared_ptr<Reading>& reading, const 
   remember(incoming_[reading->request.transfer], name);
   const Data data{link_, reading->request.transfer, reading->request.first_piece + message.first_piece, message.offset,
                   message.length};
-  endpoint_->send_direct(write_header(data), address, message.length, kind,
+  endpoint_->send_direct(write_header(data), address, message.length, kind, message.eager,
                          [self = shared_from_this(), reading, pin = std::move(pin)](ucs_status_t status) {
                            self->on_data_sent(reading, status);
                          });

@@ -84,6 +84,7 @@ class NetworkSession : public std::enable_shared_from_this<NetworkSession> {
   const uint64_t link_;  // what the initiator calls the connection
   bool alive_ = true;
   std::shared_ptr<Endpoint> endpoint_;
+  MessageSizes sizes_;
   const std::vector<SocketName> sockets_;  // of the initiator
   Heartbeat heartbeat_;
   std::shared_ptr<NetworkMailbox> mailbox_;

@@ -27,8 +27,7 @@ NetworkTransfer::NetworkTransfer(std::shared_ptr<NetworkLink> link, Operation op
       link_(std::move(link)),
       local_kind_(local),
       remote_kind_(remote),
-      plan_(plan(operation, pieces_, link_->network().sizes(),
-                 local == MemoryKind::vram || remote == MemoryKind::vram)) {}
+      plan_(plan(operation, pieces_, link_->sizes(), local == MemoryKind::vram || remote == MemoryKind::vram)) {}
 
 TransferState NetworkTransfer::post(const std::string* notification, Deadline deadline) {
   if (notification != nullptr && notification->size() > kMaxNotification) {
@@ -128,7 +127,7 @@ void NetworkTransfer::send_direct_locked(const PlannedMessage& message) {
   held_.fetch_add(1);
   auto self = shared_from_this();
   link_->endpoint_locked().send_direct(write_header(write), piece.local.address + message.offset, message.length,
-                                       local_kind_, [self, id = id_](ucs_status_t status) {
+                                       local_kind_, message.eager, [self, id = id_](ucs_status_t status) {
                                          self->let_go_locked();
                                          if (self->id_ == id) self->on_sent_locked(status);
                                          self->link_->window_locked(-1);

@@ -198,7 +198,8 @@ void Endpoint::send(Outgoing outgoing, Done done) {
                 operation);
 }
 
-void Endpoint::send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, Done done) {
+void Endpoint::send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, bool eager,
+                           Done done) {
   auto* operation = begin(std::move(done), {header, {}});
   if (!open()) {
     worker_.track(reinterpret_cast<void*>(UCS_ERR_NOT_CONNECTED), operation);
@@ -206,7 +207,7 @@ void Endpoint::send_direct(const Header& header, uint64_t address, uint64_t leng
   }
   ucp_request_param_t parameters = operation_parameters(operation);
   parameters.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-  parameters.flags = UCP_AM_SEND_FLAG_RNDV;
+  parameters.flags = eager ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
   name_memory(parameters, kind);
   const Header& kept = operation->outgoing.header;
   worker_.track(worker_.api().ucp_am_send_nbx(handle_, kMessageId, kept.data(), kept.size(),

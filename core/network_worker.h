@@ -99,8 +99,8 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
 
   // Sends a small message, whose payload is copied.
   void send(Outgoing outgoing, Done done = {});
-  // Sends memory, by rendezvous; it belongs to UCX until `done`.
-  void send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, Done done);
+  // Sends memory, which belongs to UCX until `done`: eagerly, or the receiver fetches it (rendezvous).
+  void send_direct(const Header& header, uint64_t address, uint64_t length, MemoryKind kind, bool eager, Done done);
   // Calls `done` when all that was sent has left.
   void flush(Done done);
   // At once; what was under way ends with an error. Nothing can be sent afterwards. Safe twice. (Over shared memory UCX

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not _core.has_ucx_plane, reason="this core was b
 
 NODE = Path(__file__).with_name("network_node.py")
 MIB = 1 << 20
+SHARED_MEMORY = "posix,sysv,cma,self"
 numbers = itertools.count()
 
 
@@ -112,12 +113,17 @@ def nodes():
 
 
 @pytest.fixture
-def pair(nodes):
-    """(initiator, owner), connected over loopback."""
-    owner = nodes("owner")
-    initiator = nodes("initiator")
+def pair(nodes, request):
+    """(initiator, owner), connected over loopback; or as `both_ways` says."""
+    tls = getattr(request, "param", "tcp")
+    owner = nodes("owner", tls=tls)
+    initiator = nodes("initiator", tls=tls)
     initiator.connect(owner.about)
     return initiator, owner
+
+
+# Over TCP the bytes of a large piece come along with their messages; over anything else the receiver fetches them.
+both_ways = pytest.mark.parametrize("pair", ["tcp", SHARED_MEMORY], ids=["eager", "fetched"], indirect=True)
 
 
 @pytest.fixture
@@ -175,9 +181,10 @@ def test_says_what_it_uses(pair):
     assert again == {"peer": "owner", "transport": "tcp/lo", "alive": True}
 
 
-SIZES = (1, 8, 4096, 100_000, 262_144, MIB + 1, 3 * MIB)
+SIZES = (1, 8, 4096, 65_536, 100_000, 262_144, MIB + 1, 3 * MIB)
 
 
+@both_ways
 @pytest.mark.parametrize("operation", ["write", "read"])
 def test_a_transfer_moves_exactly_its_bytes(pair, operation):
     initiator, owner = pair
@@ -192,6 +199,7 @@ def test_a_transfer_moves_exactly_its_bytes(pair, operation):
         assert (sink.sum(0, at), sink.sum(at + nbytes)) == (before, after)
 
 
+@both_ways
 @pytest.mark.parametrize("operation", ["write", "read"])
 def test_many_scattered_pieces_of_all_sizes(pair, operation):
     initiator, owner = pair
@@ -270,6 +278,7 @@ def test_nobody_there(nodes):
     assert "damaged" in refused("PeerUnreachable", initiator.connect, damaged)
 
 
+@both_ways
 @pytest.mark.parametrize("operation", ["write", "read"])
 def test_what_the_owner_refuses(pair, operation):
     initiator, owner = pair
@@ -301,6 +310,7 @@ def check_refusals(initiator, owner, operation, nbytes):
     assert initiator.move(operation, [[0, 0, nbytes]]) == 2
 
 
+@both_ways
 def test_one_bad_piece_among_many_fails_the_transfer_alone(pair):
     initiator, owner = pair
     initiator.know({**owner.about, "nbytes": 64 * MIB})
@@ -514,9 +524,25 @@ def test_a_cable_that_is_pulled(nodes, cable):
     assert initiator.move("write", [[0, 0, MIB]]) == 2
 
 
+def test_tcp_buffers_are_alike_whatever_the_environment_says(nodes, monkeypatch):
+    # UCX begins with no receive buffer smaller than the send buffer, and writes past one that what comes doesn't fit.
+    with monkeypatch.context() as changed:
+        changed.setenv("UCX_TCP_RX_SEG_SIZE", "8k")
+        changed.setenv("UCX_TCP_TX_SEG_SIZE", "4k")
+        owner = nodes("owner")
+    initiator = nodes("initiator")
+    initiator.connect(owner.about)
+    initiator.fill(1)
+    for _ in range(4):
+        assert initiator.move("write", [[0, 0, 4 * MIB]]) == 2
+    assert initiator.move("write", scattered(900, 1000, 24)) == 2
+    assert initiator.move("read", [[0, 0, 4 * MIB]]) == 2
+    assert owner.sum() == initiator.sum()
+
+
 def test_shared_memory_when_it_is_asked_for(nodes):
-    owner = nodes("owner", tls="posix,sysv,cma,self")
-    initiator = nodes("initiator", tls="posix,sysv,cma,self", peer_timeout_s=1.0)
+    owner = nodes("owner", tls=SHARED_MEMORY)
+    initiator = nodes("initiator", tls=SHARED_MEMORY, peer_timeout_s=1.0)
     assert "tcp" not in initiator.connect(owner.about)["transport"]
     initiator.fill(1)
     pieces = [*scattered(100, 1000, 24), [MIB, MIB, 2 * MIB]]
@@ -525,7 +551,7 @@ def test_shared_memory_when_it_is_asked_for(nodes):
     assert owner.sum(MIB, 2 * MIB) == initiator.sum(MIB, 2 * MIB)
     assert initiator.move("read", [[0, MIB, MIB]]) == 2
     assert initiator.sum(0, MIB) == owner.sum(MIB, MIB)
-    refused("PeerRefused", nodes("other", tls="posix,sysv,cma,self").connect, owner.about, secret="no")
+    refused("PeerRefused", nodes("other", tls=SHARED_MEMORY).connect, owner.about, secret="no")
     owner.process.kill()
     alive, why = initiator.lost(wait_s=4.0)
     assert not alive
