@@ -19,7 +19,7 @@ namespace penstock {
 
 static_assert(std::endian::native == std::endian::little, "messages are written as they lie in memory");
 
-inline constexpr uint8_t kNetworkVersion = 1;
+inline constexpr uint8_t kNetworkVersion = 2;    // since 2, TCP segments are of kTcpSegment
 inline constexpr size_t kMaxName = 256;          // bytes of a name, an instance or a secret
 inline constexpr size_t kMaxAddress = 16 << 10;  // of a worker's address
 inline constexpr size_t kMaxSockets = 64 * 20;   // of packed names of sockets

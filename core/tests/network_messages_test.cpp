@@ -101,7 +101,7 @@ void headers_of_another_length_or_version_are_refused() {
     }
     CHECK(!parse({good.header + '\0', good.payload}));
     Bytes bad = good;
-    bad.header[1] = 2;
+    bad.header[1] = kNetworkVersion + 1;
     CHECK(!parse(bad));
     bad = good;
     bad.header[3] = 1;
