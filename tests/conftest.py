@@ -32,7 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What importing all tests made stays to the end: no later collection looks through it again, which takes 0.3 s."""
+    """What importing all tests made stays to the end: no later collection looks through it again."""
     gc.collect()
     gc.freeze()
 
