@@ -45,6 +45,8 @@
      ├─ CoordinatorError                 sharing a job over nodes
      │   ├─ CoordinatorUnreachable       nobody who leads answers
      │   ├─ CoordinatorRefused           it did, and doesn't want that: ``code`` is its status
+     │   ├─ NotLeader                    another coordinator leads the job, or may by now
+     │   ├─ JournalUnavailable           what a coordinator keeps its state in doesn't take or give it
      │   └─ LeaseLost                    samples were somebody else's by the time that they were to be done
      └─ ResumeError(ValueError)          a state that a loader can't go on from
 
@@ -70,12 +72,14 @@ __all__ = [
     "DeadlineExceeded",
     "DecodeError",
     "EmptyDataset",
+    "JournalUnavailable",
     "LeaseLost",
     "LinkError",
     "ManifestError",
     "ManifestNotFound",
     "MetadataError",
     "NoSuchSample",
+    "NotLeader",
     "NotRegistered",
     "ObjectNotFound",
     "PackError",
@@ -351,6 +355,18 @@ class CoordinatorRefused(CoordinatorError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NotLeader(CoordinatorError):
+    """This coordinator doesn't lead the job, or not any more; ask the one that does."""
+
+    retryable = True
+
+
+class JournalUnavailable(CoordinatorError):
+    """What a coordinator keeps its state in can't be reached, or takes nothing more: etcd is down, the disk is full."""
+
+    retryable = True
 
 
 class LeaseLost(CoordinatorError):
