@@ -15,6 +15,7 @@ from puppet import Puppet, PuppetError
 pytestmark = pytest.mark.hosts
 
 SIZE = 1 << 20
+LARGE = 16 << 20  # more than a kernel keeps of what a process has sent, and delivers after its death
 # How long a silent peer is borne, and by when its loss must be known: beside it, a busy machine's time.
 PEER_TIMEOUT_S = 1.5
 KNOWN_S = PEER_TIMEOUT_S + 5
@@ -106,11 +107,11 @@ class Pair:
 
 
 @contextmanager
-def made() -> Iterator[Pair]:
+def made(nbytes: int = SIZE) -> Iterator[Pair]:
     with Network(2) as network:
         pair = Pair(network)
         with pair.initiator, pair.target:
-            pair.meet()
+            pair.meet(nbytes)
             yield pair
             pair.mend()
 
@@ -136,6 +137,13 @@ def pair(lasting: Pair) -> Iterator[Pair]:
 def mortal() -> Iterator[Pair]:
     """Two agents for one test."""
     with made() as pair:
+        yield pair
+
+
+@pytest.fixture
+def mortal_in_long() -> Iterator[Pair]:
+    """Two agents for one test, whose transfers take long."""
+    with made(LARGE) as pair:
         yield pair
 
 
@@ -239,12 +247,13 @@ def test_a_short_silence_is_borne(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("key", ["w", "r"])
-def test_a_peer_killed_in_the_middle(mortal: Pair, key: str) -> None:
-    mortal.hosts[1].slow(1 << 20)
-    mortal.initiator.call("post", key=key)
-    mortal.target.kill()
-    assert failure(mortal, key) == "PeerLost"
-    assert mortal.lost()
+def test_a_peer_killed_in_the_middle(mortal_in_long: Pair, key: str) -> None:
+    pair = mortal_in_long
+    pair.hosts[1].slow(1 << 20)
+    pair.initiator.call("post", key=key)
+    pair.target.kill()
+    assert failure(pair, key) == "PeerLost"
+    assert pair.lost()
 
 
 def test_an_initiator_killed_in_the_middle_gives_the_memory_back(mortal: Pair) -> None:
