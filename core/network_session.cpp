@@ -94,6 +94,7 @@ void NetworkSession::tend(Network::Clock::time_point now) {
   if (mailbox_->grant_due()) {
     mailbox_->granted();
     endpoint_->send(write_message(Credit{link_, mailbox_->taken_count()}));
+    if (!alive_) return;  // that it can't be sent may be how we learn that the peer is gone
   }
   switch (heartbeat_.check(now)) {
     case Heartbeat::Verdict::fine: return;
@@ -116,18 +117,29 @@ NetworkSession::Incoming* NetworkSession::arrive(uint64_t transfer, uint32_t mes
 void NetworkSession::refuse(uint64_t transfer, const Error& error) {
   const auto found = incoming_.find(transfer);
   if (!alive_ || found == incoming_.end() || std::exchange(found->second.failed, true)) return;
+  send_error(transfer, error);
+}
+
+void NetworkSession::send_error(uint64_t transfer, const Error& error) {
   endpoint_->send(write_message(End{link_, transfer, 1 + static_cast<uint32_t>(error.code), error.what()}));
 }
 
+// One message more of it has been dealt with. Sending its end may be what shows that the peer is gone, and then nothing
+// of this session is left: so that comes last.
 void NetworkSession::count(uint64_t transfer) {
   const auto found = incoming_.find(transfer);
   if (!alive_ || found == incoming_.end() || ++found->second.done < found->second.expected) return;
-  for (const Registry::Name& name : found->second.read_from) {
-    if (network_.registry().live(name)) continue;
-    refuse(transfer, Error(ErrorCode::stale_descriptor, "the memory was deregistered or renewed while it was read"));
-  }
-  if (!found->second.failed) endpoint_->send(write_message(End{link_, transfer, 0, {}}));
+  const Incoming ended = std::move(found->second);
   incoming_.erase(found);
+  if (ended.failed) return;
+  const bool unchanged = std::all_of(ended.read_from.begin(), ended.read_from.end(),
+                                     [&](const Registry::Name& name) { return network_.registry().live(name); });
+  if (unchanged) {
+    endpoint_->send(write_message(End{link_, transfer, 0, {}}));
+  } else {
+    send_error(transfer,
+               Error(ErrorCode::stale_descriptor, "the memory was deregistered or renewed while it was read"));
+  }
 }
 
 ucs_status_t NetworkSession::on(const Abandon& message) {

@@ -70,6 +70,7 @@ class NetworkSession : public std::enable_shared_from_this<NetworkSession> {
   ucs_status_t on(const Notify& message);
   Incoming* arrive(uint64_t transfer, uint32_t messages);
   void refuse(uint64_t transfer, const Error& error);
+  void send_error(uint64_t transfer, const Error& error);
   void count(uint64_t transfer);
   void serve();
   void send_data(const std::shared_ptr<Reading>& reading, const PlannedMessage& message);

@@ -84,7 +84,7 @@ class Pair:
         self.initiator.call("add_peer", blob=self.target.call("metadata"))
 
     def connect_again(self) -> None:
-        self.initiator.call("connect", peer="target")
+        self.initiator.call("connect", peer="target", timeout_s=5.0)
         self.prepare()
 
     def recover(self) -> None:
