@@ -15,7 +15,8 @@ import pytest
 
 from etcd_server import EtcdServer
 from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
-from penstock.transfer.exchange import EtcdExchange, etcd, etcd_gateway
+from penstock.etcd import gateway
+from penstock.transfer.exchange import EtcdExchange, etcd
 from server_process import free_ports
 
 
@@ -159,7 +160,7 @@ def test_something_else_on_the_port_is_named(body):
     ],
 )
 def test_an_answer_without_end_is_cut_off(head, monkeypatch):
-    monkeypatch.setattr(etcd_gateway, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(gateway, "_MOST_BYTES", 1 << 20)
     answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + bytes(20 << 20)
     with HttpServer(answer) as server, EtcdExchange(server.endpoint, timeout_s=30.0) as exchange:
         with pytest.raises((MetadataError, PeerUnreachable)):
@@ -360,9 +361,9 @@ def test_a_removal_that_etcd_forgets_to_tell_is_noticed(exchange, etcd_server, m
 def test_a_watch_that_etcd_refuses_isnt_asked_for_without_end(monkeypatch):
     asked = []
     refusal = b'{"result":{"header":{"revision":"3"},"canceled":true,"cancel_reason":"permission denied"}}\n'
-    call, stream = etcd_gateway.Gateway.call, etcd_gateway.Gateway.stream
-    monkeypatch.setattr(etcd_gateway.Gateway, "call", lambda *args: asked.append(args[1]) or call(*args))
-    monkeypatch.setattr(etcd_gateway.Gateway, "stream", lambda *args: asked.append(args[1]) or stream(*args))
+    call, stream = gateway.Gateway.call, gateway.Gateway.stream
+    monkeypatch.setattr(gateway.Gateway, "call", lambda *args: asked.append(args[1]) or call(*args))
+    monkeypatch.setattr(gateway.Gateway, "stream", lambda *args: asked.append(args[1]) or stream(*args))
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(refusal)
     with HttpServer(head + refusal) as server:
         watch = EtcdExchange(server.endpoint).watch_removals(print)

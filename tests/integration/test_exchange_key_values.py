@@ -264,7 +264,7 @@ def test_a_port_joined_to_itself_is_nobody(server, client, monkeypatch):
             super().connect(address)
 
     server.close()
-    monkeypatch.setattr("penstock.transfer.exchange.net.socket.socket", Joined)
+    monkeypatch.setattr("penstock.net.socket.socket", Joined)
     with pytest.raises(PeerUnreachable, match="nothing listens there"):
         client.get("k")
 

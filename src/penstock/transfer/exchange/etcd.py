@@ -5,7 +5,6 @@ Keys are ``<namespace>/<agent>/<label>``. What is waited for is watched, not pol
 
 from __future__ import annotations
 
-import base64
 import logging
 import ssl
 import threading
@@ -14,17 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock import config
-from penstock.errors import (
-    ConfigError,
-    DeadlineExceeded,
-    MetadataError,
-    PeerRefused,
-    PeerUnreachable,
-    PenstockError,
-)
+from penstock.errors import DeadlineExceeded, PeerRefused, PeerUnreachable, PenstockError
+from penstock.etcd.gateway import Gateway, Message, parse_endpoints
+from penstock.etcd.messages import as_text, encoded, entries, from_text, number_in, range_of, revision_of
+from penstock.etcd.settings import configured_tls
+from penstock.net import Deadline
 from penstock.transfer.exchange.base import WHOLE, agent_prefix, key_of
-from penstock.transfer.exchange.etcd_gateway import Gateway, Message, parse_endpoints
-from penstock.transfer.exchange.net import Deadline
 
 __all__ = ["DEFAULT_NAMESPACE", "EtcdExchange", "RemovalWatch"]
 
@@ -85,12 +79,12 @@ class EtcdExchange:
             namespace=config.lookup("ETCD_NAMESPACE") or DEFAULT_NAMESPACE,
             user=config.lookup("ETCD_USER"),
             password=config.lookup("ETCD_PASSWORD"),
-            tls=_configured_tls(),
+            tls=configured_tls(),
         )
 
     def publish(self, agent_name: str, label: str, blob: bytes, *, timeout_s: float | None = None) -> None:
         """See ``Exchange``."""
-        request = {"key": self._key(agent_name, label), "value": _as_text(blob)}
+        request = {"key": self._key(agent_name, label), "value": as_text(blob)}
         self._gateway.call("/v3/kv/put", request, self._deadline(f"publishing {label!r} of {agent_name!r}", timeout_s))
 
     def retrieve(self, agent_name: str, label: str, timeout_s: float = 5.0) -> bytes:
@@ -116,7 +110,7 @@ class EtcdExchange:
 
     def remove(self, agent_name: str, *, timeout_s: float | None = None) -> None:
         """See ``Exchange``. Whoever watches for it is told."""
-        request = _range_of(self._namespace + agent_prefix(agent_name))
+        request = range_of(self._namespace + agent_prefix(agent_name))
         self._gateway.call("/v3/kv/deleterange", request, self._deadline(f"removing {agent_name!r}", timeout_s))
 
     def watch_removals(self, on_removed: Callable[[str], object]) -> RemovalWatch:
@@ -134,15 +128,15 @@ class EtcdExchange:
         self.close()
 
     def _key(self, agent_name: str, label: str) -> str:
-        return _as_text(_encoded(self._namespace + key_of(agent_name, label)))
+        return as_text(encoded(self._namespace + key_of(agent_name, label)))
 
     def _deadline(self, doing: str, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s, doing)
 
     def _look_up(self, key: str, deadline: Deadline) -> tuple[bytes | None, int]:
         answer = self._gateway.call("/v3/kv/range", {"key": key}, deadline)
-        found = _entries(answer, "kvs")
-        return (_from_text(found[0].get("value", "")) if found else None), _revision(answer)
+        found = entries(answer, "kvs")
+        return (from_text(found[0].get("value", "")) if found else None), revision_of(answer)
 
     def _await_put(self, key: str, revision: int, deadline: Deadline) -> None:
         """Return when the key may have been put, or when nothing was heard of it for a while."""
@@ -200,8 +194,8 @@ class RemovalWatch:
             self._followed[key] = followed
         deadline = Deadline(timeout_s, f"following {label!r} of {agent_name!r}")
         try:
-            answer = self._gateway.call("/v3/kv/range", {"key": _as_text(_encoded(key)), "keys_only": True}, deadline)
-            revision, there = _revision(answer), bool(_entries(answer, "kvs"))
+            answer = self._gateway.call("/v3/kv/range", {"key": as_text(encoded(key)), "keys_only": True}, deadline)
+            revision, there = revision_of(answer), bool(entries(answer, "kvs"))
         except BaseException:
             self._let_go(key, followed)
             raise
@@ -241,14 +235,14 @@ class RemovalWatch:
 
     def _survey(self) -> int:
         """Look which of the followed keys are there at all; the revision to go on from."""
-        request = {**_range_of(self._namespace), "keys_only": True}
+        request = {**range_of(self._namespace), "keys_only": True}
         answer = self._gateway.call("/v3/kv/range", request, Deadline(_REQUEST_S, "surveying etcd"))
-        revision = _revision(answer)
-        there = {_from_text(entry.get("key", "")) for entry in _entries(answer, "kvs")}
+        revision = revision_of(answer)
+        there = {from_text(entry.get("key", "")) for entry in entries(answer, "kvs")}
         with self._lock:
             followed = list(self._followed.items())
         for key, each in followed:
-            if _encoded(key) not in there:
+            if encoded(key) not in there:
                 self._found_removed(key, each, revision)
         return revision + 1
 
@@ -256,12 +250,12 @@ class RemovalWatch:
         """Listen for a while; the revision to go on from, None where etcd has forgotten what happened since."""
         # One revision earlier than needed: an etcd that has forgotten up to a removal, and no further, doesn't say so
         # to those who ask from there on, but leaves the removal out (etcd-io/etcd issue 18089).
-        create = {**_range_of(self._namespace), "start_revision": str(revision - 1), "filters": ["NOPUT"]}
+        create = {**range_of(self._namespace), "start_revision": str(revision - 1), "filters": ["NOPUT"]}
         opening = Deadline(_REQUEST_S, "watching etcd for removals")
         stream = self._gateway.stream("/v3/watch", {"create_request": create}, opening)
         try:
             for message in stream.messages(Deadline(_LISTEN_S, "watching etcd for removals")):
-                for event in _entries(message, "events"):
+                for event in entries(message, "events"):
                     revision = max(revision, self._take(event) + 1)
                 if message.get("canceled"):
                     if message.get("compact_revision"):
@@ -275,10 +269,10 @@ class RemovalWatch:
 
     def _take(self, event: Message) -> int:
         """Note what was removed; the revision at which it was."""
-        (entry,) = _entries({"kv": [event.get("kv")]}, "kv")
-        revision = _number(entry, "mod_revision")
+        (entry,) = entries({"kv": [event.get("kv")]}, "kv")
+        revision = number_in(entry, "mod_revision")
         if event.get("type") == "DELETE":
-            key = _from_text(entry.get("key", "")).decode("utf-8", "replace")
+            key = from_text(entry.get("key", "")).decode("utf-8", "replace")
             with self._lock:
                 followed = self._followed.get(key)
             if followed is not None:
@@ -301,59 +295,3 @@ class RemovalWatch:
             if ours:
                 del self._followed[key]
             return ours
-
-
-def _configured_tls() -> ssl.SSLContext | None:
-    authority, certificate, key = (config.lookup(name) for name in ("ETCD_CA", "ETCD_CERT", "ETCD_KEY"))
-    if authority is None and certificate is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=authority)
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(
-            f"PENSTOCK_ETCD_CA={authority!r}, PENSTOCK_ETCD_CERT={certificate!r}, PENSTOCK_ETCD_KEY={key!r} "
-            f"can't be used: {error}; give paths of PEM files"
-        ) from error
-    return context
-
-
-def _range_of(prefix: str) -> Message:
-    """All keys that begin so; a prefix ends with a slash, so its end is the next character."""
-    first = _encoded(prefix)
-    return {"key": _as_text(first), "range_end": _as_text(first[:-1] + bytes([first[-1] + 1]))}
-
-
-def _encoded(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass")
-
-
-def _as_text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _from_text(text: object) -> bytes:
-    try:
-        return base64.b64decode(str(text), validate=True)
-    except ValueError as error:
-        raise MetadataError(f"etcd answers with {str(text)[:40]!r} where base64 should be") from error
-
-
-def _entries(message: Message, field: str) -> list[Message]:
-    found = message.get(field) or []
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise MetadataError(f"etcd answers with {found!r:.80} as {field!r}")
-    return found
-
-
-def _revision(answer: Message) -> int:
-    (header,) = _entries({"header": [answer.get("header")]}, "header")
-    return _number(header, "revision")
-
-
-def _number(message: Message, field: str) -> int:
-    try:
-        return int(message[field])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MetadataError(f"etcd answers with {message!r:.80}, which has no number {field!r}") from error

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from penstock.errors import ClosedError, ConfigError, MetadataError, PeerRefused, PeerUnreachable
-from penstock.transfer.exchange.net import Deadline, connect
+from penstock.net import Deadline, connect
 
 __all__ = ["Endpoint", "Gateway", "Message", "Stream", "parse_endpoints"]
 
