@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.coordinator.journal import FileJournal, Journal, MemoryJournal, MemoryRecords
+from penstock.coordinator.journal import EtcdJournal, FileJournal, Journal, MemoryJournal, MemoryRecords
 from penstock.errors import ClosedError, NotLeader
 
 Open = Callable[..., Journal]
@@ -268,3 +269,44 @@ class TestFileJournalThatIsOftenWrittenAnew(TestFileJournal):
         yield open_
         for journal in opened:
             journal.close()
+
+
+class TestEtcdJournal(JournalContract):
+    compact_bytes = 4 << 20
+
+    @pytest.fixture
+    def open_(self, etcd_server, etcd_namespace) -> Iterator[Open]:
+        opened: list[Journal] = []
+
+        def open_(address: str = "a:1") -> Journal:
+            journal = EtcdJournal(
+                etcd_server.endpoint,
+                job_id="job",
+                address=address,
+                prefix=etcd_namespace,
+                compact_bytes=self.compact_bytes,
+            )
+            opened.append(journal)
+            return journal
+
+        yield open_
+        for journal in opened:
+            journal.close()
+
+    @pytest.fixture
+    def depose(self, etcd_server, etcd_namespace) -> Callable[[], None]:
+        """The leader's key goes, as when its lease has ended."""
+        key = base64.b64encode(f"{etcd_namespace}job/leader".encode()).decode()
+
+        def depose() -> None:
+            assert etcd_server.call("/v3/kv/deleterange", key=key)["deleted"] == "1"
+
+        return depose
+
+
+class TestEtcdJournalThatIsOftenWrittenAnew(TestEtcdJournal):
+    compact_bytes = 0
+
+    @pytest.fixture(autouse=True)
+    def _always(self, monkeypatch):
+        monkeypatch.setattr("penstock.coordinator.journal.etcd._COMPACT_TIMES", 0)
