@@ -21,7 +21,6 @@ from penstock.errors import CoordinatorError
 __all__ = ["Head", "Read", "read_head", "read_journal", "write_line"]
 
 FORMAT: Final = 1
-_CRC_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,8 @@ def write_line(number: int, content: Mapping[str, Any]) -> bytes:
 def read_journal(data: bytes) -> Read:
     """All that is in a file.
 
-    A last line that isn't whole is a commit that nobody was told of, and dropped. What isn't whole with something whole
-    behind it was damaged later.
+    A last line that was cut off is a commit that nobody was told of, and dropped. Anything else that isn't whole was
+    damaged later, and what was lost may matter.
 
     Raises:
         CoordinatorError: it is damaged, or not a journal.
@@ -91,7 +90,7 @@ def read_journal(data: bytes) -> Read:
         else:
             apply_changes(records, content)
         number, begin = number + 1, end + 1
-    if number < 2 or _whole_line_in(data[begin:]):  # the first two came into place together, by a rename
+    if number < 2 or not _is_cut(data[begin:]):  # the first two came into place together, by a rename
         raise CoordinatorError(
             f"line {number + 1} of the journal, at byte {begin} of {len(data)}, is damaged, or it isn't one: "
             f"{data[begin : begin + 60]!r}; put a copy in its place, or begin with an empty journal from a checkpoint"
@@ -117,18 +116,24 @@ def _content(line: bytes, number: int) -> dict[str, Any] | None:
 
 def _parts(line: bytes) -> tuple[int, bytes] | None:
     """Number and JSON of a whole line."""
-    crc, body = line[:_CRC_DIGITS], line[_CRC_DIGITS + 1 :]
-    try:
-        if int(crc, 16) != crc32c(body):
-            return None
-        number, size, text = body.split(b" ", 2)
-        return (int(number), text) if int(size) == len(text) else None
-    except ValueError:
+    crc, _, body = line.partition(b" ")
+    number, _, rest = body.partition(b" ")
+    size, _, text = rest.partition(b" ")
+    if crc != b"%08x" % crc32c(body) or size != b"%d" % len(text):
         return None
+    return int(number), text
 
 
-def _whole_line_in(data: bytes) -> bool:
-    return any(_parts(line) is not None for line in data.split(b"\n")[1:-1])
+def _is_cut(rest: bytes) -> bool:
+    """Whether this may be what is left of one line that didn't get to the disk in whole, or nothing."""
+    if b"\n" in rest[:-1]:
+        return False  # there were two lines
+    parts = rest.split(b" ", 3)
+    if len(parts) < 4 or not parts[2].isdigit():
+        return True
+    behind = parts[3][int(parts[2]) :]
+    is_whole = bool(behind.strip(b"\0")) and _parts(rest[: -len(behind)]) is not None
+    return not is_whole  # a whole line has lost its newline to something else
 
 
 def _head_of(content: dict[str, Any]) -> Head:
