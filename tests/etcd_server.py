@@ -1,15 +1,17 @@
 """A real etcd for the tests: one member on free loopback ports, started once for a session or by a test of its own.
 
-`EtcdServer.start` returns when it answers, and raises with the end of its log when that takes longer than its
-deadline. What it keeps lies in the folder it was given.
+`EtcdCluster` has three members, that a test may kill, stop and start again. `EtcdServer.start` returns when it answers,
+and raises with the end of its log when that takes longer than its deadline. What it keeps lies in the folder it was given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.error
@@ -49,8 +51,10 @@ class EtcdServer:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @classmethod
-    def start(cls, folder: Path, *arguments: str, tls: bool = False, wait: bool = True) -> EtcdServer:
-        port, peer_port = free_ports(2)
+    def start(
+        cls, folder: Path, *arguments: str, tls: bool = False, wait: bool = True, ports: tuple[int, int] | None = None
+    ) -> EtcdServer:
+        port, peer_port = ports or free_ports(2)
         folder.mkdir(parents=True, exist_ok=True)
         scheme = "https" if tls else "http"
         server = cls(_launched(folder, port, peer_port, scheme, arguments), folder, port, peer_port, scheme, arguments)
@@ -89,6 +93,67 @@ class EtcdServer:
 
     def kill(self) -> None:
         kill(self.process)
+
+    def stop(self) -> None:
+        """It stands still, and nothing tells those who talk to it."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+class EtcdCluster:
+    """Three members, that a test may kill, stop and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        found = free_ports(6)
+        ports, peer_ports = found[:3], found[3:]
+        peers = ",".join(f"m{number}=http://127.0.0.1:{port}" for number, port in enumerate(peer_ports))
+        self.members = [
+            EtcdServer.start(
+                folder / f"m{number}", "--name", f"m{number}", "--initial-cluster", peers, wait=False, ports=pair
+            )
+            for number, pair in enumerate(zip(ports, peer_ports, strict=True))
+        ]
+        self.restore()
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [member.endpoint for member in self.members]
+
+    def leader(self) -> EtcdServer:
+        """The member that leads, as they agree."""
+        for member in self.members:
+            with contextlib.suppress(OSError):
+                status = member.call("/v3/maintenance/status")
+                if status.get("leader") == status["header"]["member_id"]:
+                    return member
+        raise RuntimeError("no member of etcd leads")
+
+    def restore(self) -> None:
+        """All run, and have a leader."""
+        for member in self.members:
+            if member.process.poll() is None:
+                member.resume()
+            else:
+                member.process = _launched(
+                    member.folder, member.port, member.peer_port, member.scheme, member.arguments
+                )
+        deadline = time.monotonic() + START_DEADLINE_S
+        for member in self.members:
+            member.wait_until_ready()
+            while True:
+                try:
+                    member.call("/v3/kv/range", key="AA==")
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
 
 
 def _launched(

@@ -20,6 +20,7 @@ __all__ = ["Leadership", "leader_at"]
 _log = logging.getLogger("penstock")
 
 _REQUEST_S: Final = 5.0
+_LEAST_S: Final = 1.0  # for one try
 _WATCH_S: Final = 1.0  # how long a watch may be silent before another member is asked whether it is right
 _RESIGN_S: Final = 1.0
 _PAUSE_S: Final = 0.1
@@ -84,7 +85,9 @@ class Leadership:
 
     def _try(self, until: float) -> int | None:
         """Take the key, or wait for a while for it to become free."""
-        answer = self._gateway.call("/v3/kv/range", {"key": self._key}, Deadline(_REQUEST_S, "asking etcd who leads"))
+        left_s = until - time.monotonic()
+        asking = Deadline(min(max(left_s, _LEAST_S), _REQUEST_S), "asking etcd who leads")
+        answer = self._gateway.call("/v3/kv/range", {"key": self._key}, asking)
         if not entries(answer, "kvs"):
             return self._take()
         left_s = until - time.monotonic()
