@@ -1,7 +1,8 @@
 """A real etcd for the tests: one member on free loopback ports, started once for a session or by a test of its own.
 
-`EtcdCluster` has three members, that a test may kill, stop and start again. `EtcdServer.start` returns when it answers,
-and raises with the end of its log when that takes longer than its deadline. What it keeps lies in the folder it was given.
+`EtcdCluster` has three members, that a test may kill, stop and start again. `EtcdServer.start` returns when it
+answers, and raises with the end of its log when that takes longer than its deadline. What it keeps lies in the folder
+it was given.
 """
 
 from __future__ import annotations
