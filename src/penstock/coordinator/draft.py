@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +31,11 @@ class Note:
 
 
 class Draft:
-    """Changes to a state, which itself stays as it is."""
+    """Changes to a state, which itself stays as it is: the first one makes a copy, which all of them then share."""
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self._before = state
         self.changes: Changes = {}
         self.notes: list[Note] = []
 
@@ -42,7 +44,11 @@ class Draft:
         self.notes.append(Note.of(event, **fields))
 
     def _set(self, **fields: Any) -> None:
-        self.state = replace(self.state, **fields)
+        if self.state is self._before:
+            self.state = replace(self.state, **fields)
+            return
+        for name, value in fields.items():
+            object.__setattr__(self.state, name, value)  # nobody else has it yet
 
     # Durable records.
 
@@ -60,6 +66,9 @@ class Draft:
 
     def node(self, node_id: str, node: Node) -> None:
         """Add or replace it."""
+        if node_id not in self.state.nodes:
+            at = bisect.bisect_left(self.state.names, node_id)
+            self._set(names=(*self.state.names[:at], node_id, *self.state.names[at:]))
         self._set(nodes=self.state.nodes.set(node_id, node))
         self.changes[f"node/{node_id}"] = node
 
@@ -76,12 +85,21 @@ class Draft:
 
     def lease(self, lease_id: str, lease: Lease) -> None:
         """Add or replace it."""
+        if lease_id not in self.state.leases:
+            mine = self.state.holdings.get(lease.node_id, ())
+            self._set(holdings=self.state.holdings.set(lease.node_id, (*mine, lease_id)))
         self._set(leases=self.state.leases.set(lease_id, lease))
         self.changes[f"lease/{lease_id}"] = lease
 
     def end_lease(self, lease_id: str) -> None:
         """It is nobody's any more."""
-        self._set(leases=self.state.leases.delete(lease_id), held=self.state.held.delete(lease_id))
+        node_id = self.state.leases[lease_id].node_id
+        mine = tuple(each for each in self.state.holdings[node_id] if each != lease_id)
+        self._set(
+            leases=self.state.leases.delete(lease_id),
+            held=self.state.held.delete(lease_id),
+            holdings=self.state.holdings.set(node_id, mine),
+        )
         self.changes[f"lease/{lease_id}"] = None
 
     def push_spare(self, spare: SampleRange) -> None:
@@ -127,6 +145,10 @@ class Draft:
     def pulse(self, node_id: str, pulse: Pulse) -> None:
         """What was heard of a node."""
         self._set(pulses=self.state.pulses.set(node_id, pulse))
+
+    def due(self, when_s: float) -> None:
+        """Nobody is late before that."""
+        self._set(due_s=when_s)
 
     def since(self, now: float) -> None:
         """The first node has registered."""

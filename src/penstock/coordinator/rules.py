@@ -1,14 +1,17 @@
 """The rules of a job, as one pure function: ``apply(state, event, now)``.
 
 No clock, no randomness, no I/O: the same state, event and time give the same outcome, on every machine. Whoever calls
-it keeps ``changes`` safe before it sends ``reply``, so what was answered is never forgotten.
+it keeps ``changes`` safe before it sends ``reply``, so what was answered is never forgotten. Where there are none it
+makes sure that it still leads, for a reply renews a lease, and another leader wouldn't know of that.
 
 What always holds, whatever happens in whatever order:
 
 - each sample of the epoch is in exactly one place: done, in a lease, in a queue, or spare;
 - a cursor never goes back, and only its holder moves it, with the fence of its lease;
-- a lease ends when all of it is done, when its holder isn't heard of for ``lease_ttl_s``, when its cursor stands still
-  for ``idle_lease_s``, or when its holder leaves or is restarted; what is left of it is the next to be granted;
+- a lease ends when all of it is done, when its holder leaves, or when ``lease_ttl_s`` have passed since a report of it
+  was last accepted; what is left of it is the next to be granted;
+- a report isn't accepted any more when the cursor stands still for ``idle_lease_s``, or when its holder's place was
+  taken by another process. Neither ends a lease at once, for its holder may believe in it until the ttl has passed;
 - a live node's queue is its own, unless ``steal``.
 """
 
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Final, NamedTuple
+
+from immutables import Map
 
 from penstock.coordinator.blocks import SampleRange, block_count, join_intervals
 from penstock.coordinator.draft import Changes, Draft, Note
@@ -49,6 +54,7 @@ MAX_WANT: Final = 1024
 """Most leases in one answer; who wants more gets so many."""
 
 _MAX_ID: Final = 256
+_MAX_FORMER: Final = 8
 
 
 class Outcome(NamedTuple):
@@ -145,11 +151,13 @@ def _register(draft: Draft, event: Register, now: float) -> tuple[Reply, str]:
             f"node {event.node_id!r} isn't one of the {state.course.world_size} nodes that this job began with "
             f"({_some(state)}); register under the id of one that is gone, or begin another job",
         )
+    if known is not None and event.instance in known.former:
+        raise _taken(event.node_id)
     _heard(draft, event.node_id, now)
     if known is None:
         reason = _admit(draft, event, now)
     elif known.instance != event.instance:
-        reason = _rejoin(draft, event, known)
+        reason = _replace(draft, event, known)
     else:
         reason = f"{event.node_id} asks again"
     return _registered(draft.state, event.node_id), reason
@@ -160,10 +168,6 @@ def _admit(draft: Draft, event: Register, now: float) -> str:
     if draft.state.since_s is None:
         draft.since(now)
     draft.node(event.node_id, Node(rank=0, instance=event.instance, caps=event.caps))
-    for rank, node_id in enumerate(sorted(draft.state.nodes)):
-        node = draft.state.nodes[node_id]
-        if node.rank != rank:
-            draft.node(node_id, replace(node, rank=rank))
     count, wanted = len(draft.state.nodes), draft.state.job.world_size
     draft.note("membership_wait", registered=count, world_size=wanted)
     if count == wanted:
@@ -172,26 +176,26 @@ def _admit(draft: Draft, event: Register, now: float) -> str:
 
 
 def _start(draft: Draft) -> None:
+    for rank, node_id in enumerate(draft.state.names):
+        draft.node(node_id, replace(draft.state.nodes[node_id], rank=rank))
     draft.course(phase="running", world_size=len(draft.state.nodes))
     draft.deal()
     _check_drained(draft)
 
 
-def _rejoin(draft: Draft, event: Register, known: Node) -> str:
-    """Another process under the same id: what the earlier one had can't be its any more."""
+def _replace(draft: Draft, event: Register, known: Node) -> str:
+    """Another process under the same id. What the earlier one had ends in its own time, as nobody may report it now."""
     assert event.caps is not None
-    ended = _end_leases_of(draft, event.node_id)
-    node = Node(rank=known.rank, instance=event.instance, caps=event.caps)
-    draft.node(event.node_id, node)
-    queue = draft.state.queues.get(known.rank)
-    if queue is not None and queue.open:
-        draft.queue(known.rank, replace(queue, open=False))
-    return f"{event.node_id} was restarted; {ended} leases of its earlier process end"
+    former = (*known.former, known.instance)[-_MAX_FORMER:] if known.instance else known.former
+    since = draft.state.course.fence
+    draft.node(event.node_id, Node(known.rank, event.instance, event.caps, former, since))
+    left = len(draft.state.holdings.get(event.node_id, ()))
+    return f"{event.node_id} was restarted; {left} leases of its earlier process end when their time is over"
 
 
 def _registered(state: State, node_id: str) -> Registered:
     return Registered(
-        rank=state.nodes[node_id].rank,
+        rank=state.rank_of(node_id),
         world_size=state.course.world_size or state.job.world_size,
         manifest_hash=state.job.manifest_hash,
         heartbeat_interval_s=state.terms.heartbeat_interval_s,
@@ -203,14 +207,15 @@ def _registered(state: State, node_id: str) -> Registered:
 
 def _heartbeat(draft: Draft, event: Heartbeat, now: float) -> tuple[Reply, str]:
     _member(draft.state, event.job_id, event.node_id, event.instance)
-    pulse = _heard(draft, event.node_id, now)
-    draft.pulse(event.node_id, replace(pulse, stats=event.stats))
+    _heard(draft, event.node_id, now, stats=event.stats)
     return Done(), f"{event.node_id} lives"
 
 
 def _leave(draft: Draft, event: Leave) -> tuple[Reply, str]:
     node = _member(draft.state, event.job_id, event.node_id, event.instance)
-    ended = _end_leases_of(draft, event.node_id)
+    mine = draft.state.holdings.get(event.node_id, ())
+    own = [lease_id for lease_id in mine if draft.state.leases[lease_id].fence > node.since]
+    ended = _end_leases(draft, own, "its holder left")
     opened = _open_queue(draft, node.rank)
     return Done(), f"{event.node_id} left; {ended} leases and {opened} blocks go to others"
 
@@ -297,20 +302,22 @@ def _progress(draft: Draft, event: Progress, now: float) -> tuple[Reply, str]:
     if lease is None and event.fence and (event.lease_id, event.fence) == (node.finished, node.finished_fence):
         return Done(), f"{event.lease_id} was completed before; {event.node_id} says so again"
     lease = _check_holder(lease, event)
-    pulse = _heard(draft, event.node_id, now)
-    delivered = replace(
-        pulse, samples=pulse.samples + event.samples, payload_bytes=pulse.payload_bytes + event.payload_bytes
-    )
-    draft.pulse(event.node_id, delivered)
+    moved = event.cursor > lease.cursor
+    moved_s = now if moved else draft.state.held[event.lease_id].moved_s
+    if now >= moved_s + draft.state.terms.idle_lease_s:
+        raise _No(
+            Code.FAILED_PRECONDITION,
+            f"the cursor of {event.lease_id} has stood still for {now - moved_s:.0f} s, so others will do it; drop "
+            "what it was for and ask for another",
+        )
+    _heard(draft, event.node_id, now, samples=event.samples, payload_bytes=event.payload_bytes)
     if event.cursor == lease.end:
         draft.end_lease(event.lease_id)
         draft.node(event.node_id, replace(node, finished=event.lease_id, finished_fence=lease.fence))
         draft.note("lease_completed", lease=event.lease_id, node=event.node_id, start=lease.start, end=lease.end)
         _check_drained(draft)
         return Done(), f"{event.node_id} completed {event.lease_id}"
-    moved = event.cursor > lease.cursor
-    held = draft.state.held[event.lease_id]
-    draft.hold(event.lease_id, Held(now, now if moved else held.moved_s))
+    draft.hold(event.lease_id, Held(now, moved_s))
     if moved:
         draft.lease(event.lease_id, replace(lease, cursor=event.cursor))
         draft.note("progress", lease=event.lease_id, node=event.node_id, cursor=event.cursor)
@@ -356,11 +363,6 @@ def _end_leases(draft: Draft, lease_ids: list[str], why: str) -> int:
     return len(lease_ids)
 
 
-def _end_leases_of(draft: Draft, node_id: str) -> int:
-    mine = [lease_id for lease_id, lease in draft.state.leases.items() if lease.node_id == node_id]
-    return _end_leases(draft, mine, "its holder is gone")
-
-
 def _open_queue(draft: Draft, rank: int) -> int:
     queue = draft.state.queues.get(rank)
     if queue is None or queue.open:
@@ -393,15 +395,16 @@ def _tick(draft: Draft, now: float) -> tuple[Reply, str]:
         return Done(), _check_barrier(draft, now)
     if phase != "running":
         return Done(), f"the job is {phase}"
-    terms = draft.state.terms
-    late = [lease_id for lease_id, held in draft.state.held.items() if held.renewed_s + terms.lease_ttl_s <= now]
-    expired = _end_leases(draft, late, "its holder wasn't heard of")
-    idle = [lease_id for lease_id, held in draft.state.held.items() if held.moved_s + terms.idle_lease_s <= now]
-    expired += _end_leases(draft, idle, "its cursor stood still")
-    released = 0
-    for node_id, pulse in draft.state.pulses.items():
-        if pulse.heard_s + terms.lease_ttl_s < now:
-            released += _open_queue(draft, draft.state.nodes[node_id].rank)
+    if now < draft.state.due_s:
+        return Done(), "nothing is late"
+    ttl_s = draft.state.terms.lease_ttl_s
+    late = [lease_id for lease_id, held in draft.state.held.items() if held.renewed_s + ttl_s <= now]
+    expired = _end_leases(draft, late, "no report of it was accepted")
+    silent = [node_id for node_id, pulse in draft.state.pulses.items() if pulse.heard_s + ttl_s <= now]
+    released = sum(_open_queue(draft, draft.state.nodes[node_id].rank) for node_id in silent)
+    heard = [held.renewed_s for held in draft.state.held.values()]
+    heard += [pulse.heard_s for pulse in draft.state.pulses.values() if pulse.heard_s + ttl_s > now]
+    draft.due(min(heard, default=now) + ttl_s)  # what is heard from now on is due later than that
     if not (expired or released):
         return Done(), "nothing is late"
     return Done(), f"{expired} leases expired, {released} blocks of silent nodes go to whoever asks"
@@ -426,8 +429,11 @@ def _check_barrier(draft: Draft, now: float) -> str:
 
 def _restore(draft: Draft, event: Restore) -> tuple[Reply, str]:
     job, course = draft.state.job, draft.state.course
-    wanted = replace(job, epoch=event.epoch, done=event.done)
-    if wanted == job:
+    try:
+        done = join_intervals(event.done)
+    except ValueError as error:
+        raise _No(Code.INVALID_ARGUMENT, f"the checkpoint's intervals overlap: {error}") from None
+    if (event.epoch, done) == (job.epoch, job.done):
         return Done(), "that is where it begins"
     if course.world_size:
         raise _No(
@@ -442,10 +448,6 @@ def _restore(draft: Draft, event: Restore) -> tuple[Reply, str]:
             f"the checkpoint is of epoch {event.epoch}; this job has epochs {job.epoch} to "
             f"{job.epoch + job.epochs - 1}",
         )
-    try:
-        done = join_intervals(event.done)
-    except ValueError as error:
-        raise _No(Code.INVALID_ARGUMENT, f"the checkpoint's intervals overlap: {error}") from None
     if done and not (done[0][0] >= 0 and done[-1][1] <= job.samples):
         raise _No(Code.INVALID_ARGUMENT, f"the checkpoint's intervals lie outside of [0, {job.samples})")
     epochs = job.epoch + job.epochs - event.epoch
@@ -459,6 +461,7 @@ def _recover(draft: Draft, event: Recover, now: float) -> tuple[Reply, str]:
     draft.course(fence=max(draft.state.course.fence + 1, event.term))
     for node_id in draft.state.nodes:
         _heard(draft, node_id, now)
+    draft.due(now)
     for lease_id in draft.state.leases:
         draft.hold(lease_id, Held(now, now))
     if draft.state.nodes and draft.state.since_s is None:
@@ -470,16 +473,23 @@ def _recover(draft: Draft, event: Recover, now: float) -> tuple[Reply, str]:
 # Checks.
 
 
-def _heard(draft: Draft, node_id: str, now: float) -> Pulse:
-    known = draft.state.pulses.get(node_id)
-    pulse = Pulse(now) if known is None else replace(known, heard_s=now)
-    draft.pulse(node_id, pulse)
+def _heard(
+    draft: Draft,
+    node_id: str,
+    now: float,
+    *,
+    samples: int = 0,
+    payload_bytes: int = 0,
+    stats: Map[str, int] | None = None,
+) -> None:
+    known = draft.state.pulses.get(node_id) or Pulse(now)
+    stats = known.stats if stats is None else stats
+    draft.pulse(node_id, Pulse(now, known.samples + samples, known.payload_bytes + payload_bytes, stats))
     node = draft.state.nodes.get(node_id)
     if node is not None:  # who is back has its queue to itself again
         queue = draft.state.queues.get(node.rank)
         if queue is not None and queue.open:
             draft.queue(node.rank, replace(queue, open=False))
-    return pulse
 
 
 def _member(state: State, job_id: str, node_id: str, instance: str) -> Node:
@@ -488,11 +498,15 @@ def _member(state: State, job_id: str, node_id: str, instance: str) -> Node:
     if node is None:
         raise _No(Code.FAILED_PRECONDITION, f"node {node_id!r} isn't registered; register it first")
     if node.instance != instance:
-        raise _No(
-            Code.FAILED_PRECONDITION,
-            f"another process has registered as {node_id!r} since; give each process a node_id of its own",
-        )
+        raise _taken(node_id)
     return node
+
+
+def _taken(node_id: str) -> _No:
+    return _No(
+        Code.FAILED_PRECONDITION,
+        f"another process has registered as {node_id!r} since; give each process a node_id of its own",
+    )
 
 
 def _check_ids(job_id: str, node_id: str) -> None:

@@ -7,8 +7,10 @@ every lease and node its whole time again, which is late and so always safe.
 
 from __future__ import annotations
 
+import bisect
 import json
-from dataclasses import asdict, dataclass, field, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from immutables import Map
@@ -125,9 +127,11 @@ class Node:
     """A member.
 
     Attributes:
-        rank: its place among the sorted ids; may change until the job begins.
+        rank: its place among the sorted ids, from when the job begins; see ``State.rank_of`` before that.
         instance: which process it is; another one that registers under the same id takes its place.
         caps: what it can do.
+        former: the processes before it, latest last; a message of theirs that comes late doesn't bring them back.
+        since: the fence when this process came; leases with a larger one are its own.
         request: the last request for leases that it numbered, and what it got, so that asking twice gives the same.
         granted: ids of those leases.
         finished: the last lease that it completed, so that saying so twice is no error.
@@ -137,6 +141,8 @@ class Node:
     rank: int
     instance: str
     caps: Caps
+    former: tuple[str, ...] = ()
+    since: int = 0
     request: str = ""
     granted: tuple[str, ...] = ()
     finished: str = ""
@@ -200,7 +206,7 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """When a lease ends; not durable."""
+    """When a lease was last reported, and when its cursor last moved; not durable."""
 
     renewed_s: float
     moved_s: float
@@ -221,8 +227,11 @@ class State:
     leases: Map[str, Lease] = field(default_factory=Map)
     spares: Map[int, SampleRange] = field(default_factory=Map)  # a stack: the highest number is served first
     # Not durable:
+    names: tuple[str, ...] = ()  # of all nodes, sorted
     pulses: Map[str, Pulse] = field(default_factory=Map)
     held: Map[str, Held] = field(default_factory=Map)
+    holdings: Map[str, tuple[str, ...]] = field(default_factory=Map)  # node -> its leases
+    due_s: float = -math.inf  # before this time nobody is late
     open_ranks: tuple[int, ...] = ()  # of queues that everybody may take from, and that have something
     unstarted: int = 0  # blocks in all queues
     since_s: float | None = None  # when the first node registered
@@ -233,6 +242,10 @@ class State:
         job, epoch = self.job, self.course.epoch
         done = job.done if epoch == job.epoch else ()
         return BlockPlan(job.samples, job.block_samples, job.shuffle, job.seed, epoch, done)
+
+    def rank_of(self, node_id: str) -> int:
+        """A node's place among those that are there; final once the job has begun."""
+        return self.nodes[node_id].rank if self.course.world_size else bisect.bisect_left(self.names, node_id)
 
     def block_of(self, rank: int, card: int) -> SampleRange:
         """The block that a card of a rank's is."""
@@ -275,8 +288,14 @@ _KINDS: Final[dict[str, type[Any]]] = {
 
 def write_record(record: Record) -> str:
     """A record as text, for a journal."""
-    fields = record._asdict() if isinstance(record, SampleRange) else asdict(record)
-    return json.dumps(fields, separators=(",", ":"))
+    return _ENCODER.encode(record._asdict() if isinstance(record, SampleRange) else _fields(record))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), default=_fields)
 
 
 def read_record(key: str, text: str) -> Record:
@@ -294,6 +313,7 @@ def read_record(key: str, text: str) -> Record:
             fields["done"] = tuple((int(start), int(end)) for start, end in fields["done"])
         if kind is Node:
             fields["caps"], fields["granted"] = Caps(**fields["caps"]), tuple(fields["granted"])
+            fields["former"] = tuple(fields["former"])
         record: Record = kind(**fields)
     except (ValueError, TypeError, KeyError) as error:
         raise CoordinatorError(
@@ -313,9 +333,14 @@ def load_records(records: dict[str, Record], terms: Terms) -> State | None:
         kind, _, name = key.partition("/")
         of[kind][name] = record
     queues = {int(rank): queue for rank, queue in of["queue"].items()}
+    holdings: dict[str, tuple[str, ...]] = {}
+    for lease_id, lease in of["lease"].items():
+        holdings[lease.node_id] = (*holdings.get(lease.node_id, ()), lease_id)
     return replace(
         state,
         nodes=Map(of["node"]),
+        names=tuple(sorted(of["node"])),
+        holdings=Map(holdings),
         queues=Map(queues),
         leases=Map(of["lease"]),
         spares=Map({int(number): spare for number, spare in of["spare"].items()}),

@@ -1,0 +1,1 @@
+"""A loader, and work, that many nodes share through a coordinator."""
