@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -125,13 +126,16 @@ def test_gaps_are_the_samples_in_no_part(drawn):
     assert [each for start, end in found for each in range(start, end)] == sorted(set(range(25)) - covered)
 
 
-@given(ranges, st.sampled_from(["", ".bin", ".jsonl", ".parquet"]))
-def test_a_name_says_what_its_part_is(drawn, suffix):
+@given(ranges, st.binary(), st.sampled_from([".bin", ".jsonl", ".parquet"]))
+def test_a_name_says_what_its_part_is(drawn, data, suffix):
     start, size, fence, epoch = drawn
-    part = Part(epoch, start, start + size, fence, suffix)
+    part = Part(epoch, start, start + size, fence, hashlib.sha256(data).hexdigest()[:16], suffix)
     assert read_part(part_key(part)) == part
 
 
 def test_other_names_are_no_parts():
-    for key in ("_SUCCESS.json", "part-e0-5-5-f1", "part-e0-0-5-f1/x", "part-e0-0-5", "part-e0-0-5-f1.jsonl/b", ""):
+    name = part_key(Part(0, 0, 5, 1))
+    assert read_part(name) is not None
+    empty = name.replace("-000000000000-", "-000000000005-")
+    for key in ("_SUCCESS.json", "", empty, f"{name}/x", f"x/{name}", name[:-4], name.replace("-f", "-g"), f"{name}\n"):
         assert read_part(key) is None

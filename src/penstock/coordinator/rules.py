@@ -75,8 +75,14 @@ class Outcome(NamedTuple):
     notes: tuple[Note, ...]
 
 
-def begin(job: Job, terms: Terms) -> Outcome:
+def begin(job: Job, terms: Terms, *, fence: int = 0) -> Outcome:
     """A new job.
+
+    Args:
+        job: what is to be done.
+        terms: how long things may take.
+        fence: all of the job's are larger. With the microseconds since 1970 they are larger than those of any earlier
+            job, so that its output replaces theirs.
 
     Raises:
         ConfigError: it can't be.
@@ -85,7 +91,7 @@ def begin(job: Job, terms: Terms) -> Outcome:
     state = State(job=job, terms=terms)
     draft = Draft(state)
     draft.job(job)
-    draft.course(epoch=job.epoch)
+    draft.course(epoch=job.epoch, fence=fence)
     reason = f"a job of {job.samples} samples waits for {job.world_size} nodes"
     return Outcome(draft.state, Done(), reason, draft.changes, ())
 

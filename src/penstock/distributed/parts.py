@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["Part", "gaps", "part_key", "read_part", "standing"]
 
-_NAME: Final = re.compile(r"part-e(\d+)-(\d+)-(\d+)-f(\d+)(\.[A-Za-z0-9.]+)?")
+_NAME: Final = re.compile(r"part-e(\d+)-(\d+)-(\d+)-f(\d+)-([0-9a-f]{16})(\.[A-Za-z0-9.]+)")
 
 
 class Part(NamedTuple):
@@ -25,19 +25,21 @@ class Part(NamedTuple):
         start: first sample id.
         end: behind the last.
         fence: of the lease.
-        suffix: of the file's name, with its dot.
+        digest: the first 16 hex digits of the SHA-256 of its bytes.
+        suffix: of its name, with the dot: what it holds.
     """
 
     epoch: int
     start: int
     end: int
     fence: int
-    suffix: str = ""
+    digest: str = "0" * 16
+    suffix: str = ".bin"
 
 
 def part_key(part: Part) -> str:
     """Its name. Names of one epoch sort as their samples do."""
-    return f"part-e{part.epoch:04}-{part.start:012}-{part.end:012}-f{part.fence:012}{part.suffix}"
+    return f"part-e{part.epoch:04}-{part.start:012}-{part.end:012}-f{part.fence:016}-{part.digest}{part.suffix}"
 
 
 def read_part(key: str) -> Part | None:
@@ -46,7 +48,7 @@ def read_part(key: str) -> Part | None:
     if match is None:
         return None
     epoch, start, end, fence = (int(number) for number in match.groups()[:4])
-    return Part(epoch, start, end, fence, match[5] or "") if start < end else None
+    return Part(epoch, start, end, fence, match[5], match[6]) if start < end else None
 
 
 def standing(parts: Iterable[Part]) -> list[Part]:
