@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.budget import Budget
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
+    from penstock.distributed.job import run_job
     from penstock.errors import PenstockError
     from penstock.loader import Batch, DataLoader, LoaderOptions, Mixture, load, merge_states, mix, pad, padded_bytes
     from penstock.observe import metrics
@@ -43,6 +44,7 @@ __all__ = [
     "pad",
     "padded_bytes",
     "resolve_manifest_hash",
+    "run_job",
     "torch",
     "vision",
 ]
@@ -64,6 +66,7 @@ _HOMES = {
     "pad": "penstock.loader",
     "padded_bytes": "penstock.loader",
     "resolve_manifest_hash": "penstock.dataset.resolve",
+    "run_job": "penstock.distributed.job",
 }
 _MODULES = {
     "errors": "penstock.errors",
