@@ -16,7 +16,16 @@ import numpy as np
 
 from penstock.order.order import Int64Array, scramble
 
-__all__ = ["BlockPlan", "Intervals", "SampleRange", "block_at", "block_count", "dealt_count", "join_intervals"]
+__all__ = [
+    "BlockPlan",
+    "Intervals",
+    "SampleRange",
+    "block_at",
+    "block_bounds",
+    "block_count",
+    "dealt_count",
+    "join_intervals",
+]
 
 Intervals: TypeAlias = tuple[tuple[int, int], ...]
 """Half-open ranges of sample ids, ascending and apart from one another."""
@@ -62,6 +71,11 @@ def block_at(plan: BlockPlan, place: int) -> SampleRange:
     """The block at a place of the order, from 0."""
     starts, ends = _blocks(plan)
     return SampleRange(int(starts[place]), int(ends[place]))
+
+
+def block_bounds(plan: BlockPlan) -> tuple[Int64Array, Int64Array]:
+    """First samples of all blocks, and what is behind their last, in order; shared, so never to be written to."""
+    return _blocks(plan)
 
 
 def dealt_count(count: int, rank: int, world_size: int) -> int:
