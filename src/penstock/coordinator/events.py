@@ -137,7 +137,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A node is one of the job's. Ranks may change until ``ready``."""
+    """A node is one of the job's. Ranks may change until ``ready``.
+
+    ``dataset_base`` is what the manifest's relative locations are joined to; the rules don't know it.
+    """
 
     rank: int
     world_size: int
@@ -146,6 +149,8 @@ class Registered:
     lease_ttl_s: float
     registered: int
     ready: bool
+    seed: int = 0
+    dataset_base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

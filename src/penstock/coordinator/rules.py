@@ -208,6 +208,7 @@ def _registered(state: State, node_id: str) -> Registered:
         lease_ttl_s=state.terms.lease_ttl_s,
         registered=len(state.nodes),
         ready=state.course.world_size > 0,
+        seed=state.job.seed,
     )
 
 

@@ -156,6 +156,8 @@ def write_registered(reply: events.Registered) -> wire.RegisterNodeResponse:
         lease_ttl_ms=_ms(reply.lease_ttl_s),
         registered_nodes=reply.registered,
         job_ready=reply.ready,
+        dataset_base=reply.dataset_base,
+        seed=reply.seed,
     )
 
 
@@ -169,6 +171,8 @@ def read_registered(message: wire.RegisterNodeResponse) -> events.Registered:
         lease_ttl_s=message.lease_ttl_ms / 1000,
         registered=message.registered_nodes,
         ready=message.job_ready,
+        dataset_base=message.dataset_base,
+        seed=message.seed,
     )
 
 

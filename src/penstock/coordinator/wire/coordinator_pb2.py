@@ -12,7 +12,7 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+penstock/coordinator/wire/coordinator.proto\x12\x06mx8.v0\"|\n\x08NodeCaps\x12\x1d\n\x15max_fetch_concurrency\x18\x01 \x01(\r\x12\x1e\n\x16max_decode_concurrency\x18\x02 \x01(\r\x12\x1a\n\x12max_inflight_bytes\x18\x03 \x01(\x04\x12\x15\n\rmax_ram_bytes\x18\x04 \x01(\x04\"\x92\x01\n\tNodeStats\x12\x16\n\x0einflight_bytes\x18\x01 \x01(\x04\x12\x1c\n\x14ram_high_water_bytes\x18\x02 \x01(\x04\x12\x19\n\x11\x66\x65tch_queue_depth\x18\x03 \x01(\r\x12\x1a\n\x12\x64\x65\x63ode_queue_depth\x18\x04 \x01(\r\x12\x18\n\x10pack_queue_depth\x18\x05 \x01(\r\"J\n\tWorkRange\x12\x10\n\x08start_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x65nd_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\x99\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12 \n\x05range\x18\x03 \x01(\x0b\x32\x11.mx8.v0.WorkRange\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\x04\x12\x1c\n\x14\x65xpires_unix_time_ms\x18\x05 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x10 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x11 \x01(\r\"h\n\x13RegisterNodeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x1e\n\x04\x63\x61ps\x18\x03 \x01(\x0b\x32\x10.mx8.v0.NodeCaps\x12\x10\n\x08instance\x18\x10 \x01(\t\"\xba\x01\n\x14RegisterNodeResponse\x12\x15\n\rassigned_rank\x18\x01 \x01(\r\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x15\n\rmanifest_hash\x18\x03 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\r\x12\x14\n\x0clease_ttl_ms\x18\x05 \x01(\r\x12\x18\n\x10registered_nodes\x18\x06 \x01(\r\x12\x11\n\tjob_ready\x18\x07 \x01(\x08\"}\n\x10HeartbeatRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x14\n\x0cunix_time_ms\x18\x03 \x01(\x04\x12 \n\x05stats\x18\x04 \x01(\x0b\x32\x11.mx8.v0.NodeStats\x12\x10\n\x08instance\x18\x10 \x01(\t\"\x13\n\x11HeartbeatResponse\"g\n\x13RequestLeaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04want\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x10 \x01(\t\x12\x0f\n\x07request\x18\x11 \x01(\t\"[\n\x14RequestLeaseResponse\x12\x1d\n\x06leases\x18\x01 \x03(\x0b\x32\r.mx8.v0.Lease\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\x12\x13\n\x0bjob_drained\x18\x10 \x01(\x08\"\xc5\x01\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\x04\x12\x19\n\x11\x64\x65livered_samples\x18\x05 \x01(\x04\x12\x17\n\x0f\x64\x65livered_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cunix_time_ms\x18\x07 \x01(\x04\x12\x10\n\x08instance\x18\x10 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x11 \x01(\x04\"\x18\n\x16ReportProgressResponse\";\n\x12GetManifestRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rmanifest_hash\x18\x02 \x01(\t\"E\n\x13GetManifestResponse\x12\x16\n\x0emanifest_bytes\x18\x01 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"5\n\rManifestChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"E\n\x10LeaveNodeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"\x13\n\x11LeaveNodeResponse\"/\n\x0eRestoreRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\x11\n\x0fRestoreResponse\"#\n\x11\x43heckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x12\x43heckpointResponse\x12\r\n\x05token\x18\x01 \x01(\t\"!\n\x0fSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"$\n\x10SnapshotResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\t2\xca\x05\n\x0b\x43oordinator\x12I\n\x0cRegisterNode\x12\x1b.mx8.v0.RegisterNodeRequest\x1a\x1c.mx8.v0.RegisterNodeResponse\x12@\n\tHeartbeat\x12\x18.mx8.v0.HeartbeatRequest\x1a\x19.mx8.v0.HeartbeatResponse\x12I\n\x0cRequestLease\x12\x1b.mx8.v0.RequestLeaseRequest\x1a\x1c.mx8.v0.RequestLeaseResponse\x12O\n\x0eReportProgress\x12\x1d.mx8.v0.ReportProgressRequest\x1a\x1e.mx8.v0.ReportProgressResponse\x12\x46\n\x0bGetManifest\x12\x1a.mx8.v0.GetManifestRequest\x1a\x1b.mx8.v0.GetManifestResponse\x12H\n\x11GetManifestStream\x12\x1a.mx8.v0.GetManifestRequest\x1a\x15.mx8.v0.ManifestChunk0\x01\x12@\n\tLeaveNode\x12\x18.mx8.v0.LeaveNodeRequest\x1a\x19.mx8.v0.LeaveNodeResponse\x12:\n\x07Restore\x12\x16.mx8.v0.RestoreRequest\x1a\x17.mx8.v0.RestoreResponse\x12\x43\n\nCheckpoint\x12\x19.mx8.v0.CheckpointRequest\x1a\x1a.mx8.v0.CheckpointResponse\x12=\n\x08Snapshot\x12\x17.mx8.v0.SnapshotRequest\x1a\x18.mx8.v0.SnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+penstock/coordinator/wire/coordinator.proto\x12\x06mx8.v0\"|\n\x08NodeCaps\x12\x1d\n\x15max_fetch_concurrency\x18\x01 \x01(\r\x12\x1e\n\x16max_decode_concurrency\x18\x02 \x01(\r\x12\x1a\n\x12max_inflight_bytes\x18\x03 \x01(\x04\x12\x15\n\rmax_ram_bytes\x18\x04 \x01(\x04\"\x92\x01\n\tNodeStats\x12\x16\n\x0einflight_bytes\x18\x01 \x01(\x04\x12\x1c\n\x14ram_high_water_bytes\x18\x02 \x01(\x04\x12\x19\n\x11\x66\x65tch_queue_depth\x18\x03 \x01(\r\x12\x1a\n\x12\x64\x65\x63ode_queue_depth\x18\x04 \x01(\r\x12\x18\n\x10pack_queue_depth\x18\x05 \x01(\r\"J\n\tWorkRange\x12\x10\n\x08start_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x65nd_id\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\x99\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12 \n\x05range\x18\x03 \x01(\x0b\x32\x11.mx8.v0.WorkRange\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\x04\x12\x1c\n\x14\x65xpires_unix_time_ms\x18\x05 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x10 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x11 \x01(\r\"h\n\x13RegisterNodeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x1e\n\x04\x63\x61ps\x18\x03 \x01(\x0b\x32\x10.mx8.v0.NodeCaps\x12\x10\n\x08instance\x18\x10 \x01(\t\"\xde\x01\n\x14RegisterNodeResponse\x12\x15\n\rassigned_rank\x18\x01 \x01(\r\x12\x12\n\nworld_size\x18\x02 \x01(\r\x12\x15\n\rmanifest_hash\x18\x03 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\r\x12\x14\n\x0clease_ttl_ms\x18\x05 \x01(\r\x12\x18\n\x10registered_nodes\x18\x06 \x01(\r\x12\x11\n\tjob_ready\x18\x07 \x01(\x08\x12\x14\n\x0c\x64\x61taset_base\x18\x10 \x01(\t\x12\x0c\n\x04seed\x18\x11 \x01(\x04\"}\n\x10HeartbeatRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x14\n\x0cunix_time_ms\x18\x03 \x01(\x04\x12 \n\x05stats\x18\x04 \x01(\x0b\x32\x11.mx8.v0.NodeStats\x12\x10\n\x08instance\x18\x10 \x01(\t\"\x13\n\x11HeartbeatResponse\"g\n\x13RequestLeaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04want\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x10 \x01(\t\x12\x0f\n\x07request\x18\x11 \x01(\t\"[\n\x14RequestLeaseResponse\x12\x1d\n\x06leases\x18\x01 \x03(\x0b\x32\r.mx8.v0.Lease\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\x12\x13\n\x0bjob_drained\x18\x10 \x01(\x08\"\xc5\x01\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\x04\x12\x19\n\x11\x64\x65livered_samples\x18\x05 \x01(\x04\x12\x17\n\x0f\x64\x65livered_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cunix_time_ms\x18\x07 \x01(\x04\x12\x10\n\x08instance\x18\x10 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x11 \x01(\x04\"\x18\n\x16ReportProgressResponse\";\n\x12GetManifestRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rmanifest_hash\x18\x02 \x01(\t\"E\n\x13GetManifestResponse\x12\x16\n\x0emanifest_bytes\x18\x01 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"5\n\rManifestChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x02 \x01(\r\"E\n\x10LeaveNodeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"\x13\n\x11LeaveNodeResponse\"/\n\x0eRestoreRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\x11\n\x0fRestoreResponse\"#\n\x11\x43heckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x12\x43heckpointResponse\x12\r\n\x05token\x18\x01 \x01(\t\"!\n\x0fSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"$\n\x10SnapshotResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\t2\xca\x05\n\x0b\x43oordinator\x12I\n\x0cRegisterNode\x12\x1b.mx8.v0.RegisterNodeRequest\x1a\x1c.mx8.v0.RegisterNodeResponse\x12@\n\tHeartbeat\x12\x18.mx8.v0.HeartbeatRequest\x1a\x19.mx8.v0.HeartbeatResponse\x12I\n\x0cRequestLease\x12\x1b.mx8.v0.RequestLeaseRequest\x1a\x1c.mx8.v0.RequestLeaseResponse\x12O\n\x0eReportProgress\x12\x1d.mx8.v0.ReportProgressRequest\x1a\x1e.mx8.v0.ReportProgressResponse\x12\x46\n\x0bGetManifest\x12\x1a.mx8.v0.GetManifestRequest\x1a\x1b.mx8.v0.GetManifestResponse\x12H\n\x11GetManifestStream\x12\x1a.mx8.v0.GetManifestRequest\x1a\x15.mx8.v0.ManifestChunk0\x01\x12@\n\tLeaveNode\x12\x18.mx8.v0.LeaveNodeRequest\x1a\x19.mx8.v0.LeaveNodeResponse\x12:\n\x07Restore\x12\x16.mx8.v0.RestoreRequest\x1a\x17.mx8.v0.RestoreResponse\x12\x43\n\nCheckpoint\x12\x19.mx8.v0.CheckpointRequest\x1a\x1a.mx8.v0.CheckpointResponse\x12=\n\x08Snapshot\x12\x17.mx8.v0.SnapshotRequest\x1a\x18.mx8.v0.SnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -30,41 +30,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERNODEREQUEST']._serialized_start=562
   _globals['_REGISTERNODEREQUEST']._serialized_end=666
   _globals['_REGISTERNODERESPONSE']._serialized_start=669
-  _globals['_REGISTERNODERESPONSE']._serialized_end=855
-  _globals['_HEARTBEATREQUEST']._serialized_start=857
-  _globals['_HEARTBEATREQUEST']._serialized_end=982
-  _globals['_HEARTBEATRESPONSE']._serialized_start=984
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1003
-  _globals['_REQUESTLEASEREQUEST']._serialized_start=1005
-  _globals['_REQUESTLEASEREQUEST']._serialized_end=1108
-  _globals['_REQUESTLEASERESPONSE']._serialized_start=1110
-  _globals['_REQUESTLEASERESPONSE']._serialized_end=1201
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1204
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1401
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1403
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1427
-  _globals['_GETMANIFESTREQUEST']._serialized_start=1429
-  _globals['_GETMANIFESTREQUEST']._serialized_end=1488
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=1490
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=1559
-  _globals['_MANIFESTCHUNK']._serialized_start=1561
-  _globals['_MANIFESTCHUNK']._serialized_end=1614
-  _globals['_LEAVENODEREQUEST']._serialized_start=1616
-  _globals['_LEAVENODEREQUEST']._serialized_end=1685
-  _globals['_LEAVENODERESPONSE']._serialized_start=1687
-  _globals['_LEAVENODERESPONSE']._serialized_end=1706
-  _globals['_RESTOREREQUEST']._serialized_start=1708
-  _globals['_RESTOREREQUEST']._serialized_end=1755
-  _globals['_RESTORERESPONSE']._serialized_start=1757
-  _globals['_RESTORERESPONSE']._serialized_end=1774
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1776
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1811
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=1813
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=1848
-  _globals['_SNAPSHOTREQUEST']._serialized_start=1850
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1883
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=1885
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=1921
-  _globals['_COORDINATOR']._serialized_start=1924
-  _globals['_COORDINATOR']._serialized_end=2638
+  _globals['_REGISTERNODERESPONSE']._serialized_end=891
+  _globals['_HEARTBEATREQUEST']._serialized_start=893
+  _globals['_HEARTBEATREQUEST']._serialized_end=1018
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1020
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1039
+  _globals['_REQUESTLEASEREQUEST']._serialized_start=1041
+  _globals['_REQUESTLEASEREQUEST']._serialized_end=1144
+  _globals['_REQUESTLEASERESPONSE']._serialized_start=1146
+  _globals['_REQUESTLEASERESPONSE']._serialized_end=1237
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1240
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1437
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1439
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1463
+  _globals['_GETMANIFESTREQUEST']._serialized_start=1465
+  _globals['_GETMANIFESTREQUEST']._serialized_end=1524
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=1526
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=1595
+  _globals['_MANIFESTCHUNK']._serialized_start=1597
+  _globals['_MANIFESTCHUNK']._serialized_end=1650
+  _globals['_LEAVENODEREQUEST']._serialized_start=1652
+  _globals['_LEAVENODEREQUEST']._serialized_end=1721
+  _globals['_LEAVENODERESPONSE']._serialized_start=1723
+  _globals['_LEAVENODERESPONSE']._serialized_end=1742
+  _globals['_RESTOREREQUEST']._serialized_start=1744
+  _globals['_RESTOREREQUEST']._serialized_end=1791
+  _globals['_RESTORERESPONSE']._serialized_start=1793
+  _globals['_RESTORERESPONSE']._serialized_end=1810
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1812
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1847
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=1849
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1884
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1886
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1919
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=1921
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=1957
+  _globals['_COORDINATOR']._serialized_start=1960
+  _globals['_COORDINATOR']._serialized_end=2674
 # @@protoc_insertion_point(module_scope)

@@ -75,7 +75,7 @@ class RegisterNodeRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., node_id: _Optional[str] = ..., caps: _Optional[_Union[NodeCaps, _Mapping]] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class RegisterNodeResponse(_message.Message):
-    __slots__ = ("assigned_rank", "world_size", "manifest_hash", "heartbeat_interval_ms", "lease_ttl_ms", "registered_nodes", "job_ready")
+    __slots__ = ("assigned_rank", "world_size", "manifest_hash", "heartbeat_interval_ms", "lease_ttl_ms", "registered_nodes", "job_ready", "dataset_base", "seed")
     ASSIGNED_RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,8 @@ class RegisterNodeResponse(_message.Message):
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
     REGISTERED_NODES_FIELD_NUMBER: _ClassVar[int]
     JOB_READY_FIELD_NUMBER: _ClassVar[int]
+    DATASET_BASE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     assigned_rank: int
     world_size: int
     manifest_hash: str
@@ -90,7 +92,9 @@ class RegisterNodeResponse(_message.Message):
     lease_ttl_ms: int
     registered_nodes: int
     job_ready: bool
-    def __init__(self, assigned_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., manifest_hash: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., registered_nodes: _Optional[int] = ..., job_ready: _Optional[bool] = ...) -> None: ...
+    dataset_base: str
+    seed: int
+    def __init__(self, assigned_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., manifest_hash: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., registered_nodes: _Optional[int] = ..., job_ready: _Optional[bool] = ..., dataset_base: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("job_id", "node_id", "unix_time_ms", "stats", "instance")
