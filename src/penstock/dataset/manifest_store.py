@@ -136,7 +136,7 @@ class ManifestStore:
     def verify(self, manifest_hash: str) -> None:
         """Hash the kept bytes again. Raises as ``open`` does."""
         digest = hashlib.sha256()
-        for piece in self._pieces(manifest_hash):
+        for piece in self.pieces(manifest_hash):
             digest.update(piece)
         if digest.hexdigest() != manifest_hash:
             raise ManifestError(
@@ -186,7 +186,12 @@ class ManifestStore:
                 "@refresh, or name the manifest store that has it"
             ) from None
 
-    def _pieces(self, manifest_hash: str) -> Iterator[bytes | bytearray | memoryview]:
+    def pieces(self, manifest_hash: str) -> Iterator[bytes | bytearray | memoryview]:
+        """The kept bytes, as they are.
+
+        Raises:
+            ManifestNotFound: nothing is kept under this hash.
+        """
         size = self._size(manifest_hash)
         return self._store.stream(_text_key(manifest_hash), 0, size)
 
@@ -212,7 +217,7 @@ class ManifestStore:
         path = Path(name)
         try:
             with os_errors(name, "copying a manifest to"), open(handle, "wb") as partial:
-                for piece in self._pieces(manifest_hash):
+                for piece in self.pieces(manifest_hash):
                     partial.write(piece)
             with contextlib.suppress(OSError):
                 path = path.replace(copy)
