@@ -26,6 +26,7 @@ __all__ = [
     "positive_int",
     "runtime_dir",
     "setting",
+    "state_dir",
 ]
 
 
@@ -181,6 +182,44 @@ VARIABLES: dict[str, Variable] = {
         "uds at our own address, else tcp",
         "tcp or uds: how control tags of `penstock.compat.hmc` travel",
     ),
+    "COORD_BIND_ADDR": _own(
+        "COORD_BIND_ADDR", "127.0.0.1:50051", "where `penstock coordinator` listens; beyond loopback it takes a secret"
+    ),
+    "COORD_TOKEN": _own(
+        "COORD_TOKEN", "unset", "secret that a coordinator asks for, and that its nodes give", seed=False
+    ),
+    "COORD_JOURNAL": _own(
+        "COORD_JOURNAL",
+        "a file in $XDG_STATE_HOME/penstock",
+        "where a coordinator keeps its state: a file or folder, memory: or etcd://host:port",
+        seed=False,
+    ),
+    "COORD_TLS_CERT": _own("COORD_TLS_CERT", "unset (no TLS)", "a coordinator's certificate: a PEM file", seed=False),
+    "COORD_TLS_KEY": _own(
+        "COORD_TLS_KEY", "in PENSTOCK_COORD_TLS_CERT", "key of that certificate: a PEM file", seed=False
+    ),
+    "COORD_TLS_CLIENT_CA": _own(
+        "COORD_TLS_CLIENT_CA", "unset", "who vouches for nodes, which then need certificates: a PEM file", seed=False
+    ),
+    "COORD_WORLD_SIZE": Variable(
+        ("PENSTOCK_WORLD_SIZE", "MX8_WORLD_SIZE"), "1", "nodes that a coordinator's job waits for"
+    ),
+    "HEARTBEAT_INTERVAL_MS": _own("HEARTBEAT_INTERVAL_MS", "1000", "how often nodes tell a coordinator that they live"),
+    "LEASE_TTL_MS": _own("LEASE_TTL_MS", "10000", "a lease ends when its node isn't heard of for so long"),
+    "DATASET_LINK": _own("DATASET_LINK", "unset", "the dataset that a coordinator shares out"),
+    "MANIFEST_HASH": _own("MANIFEST_HASH", "dev", "without a link: the manifest that a coordinator shares out"),
+    "DEV_TOTAL_SAMPLES": _own(
+        "DEV_TOTAL_SAMPLES", "0 (all of the manifest)", "how many samples a coordinator shares out"
+    ),
+    "DEV_BLOCK_SIZE": _own("DEV_BLOCK_SIZE", "65536", "samples in a lease, at most"),
+    "SHUFFLE": _own("SHUFFLE", "false", "whether a coordinator deals blocks in a random order"),
+    "SEED": _own("SEED", "0", "of that order"),
+    "EPOCH": _own("EPOCH", "0", "of that order; the first one that a coordinator runs"),
+    "METRICS_SNAPSHOT_INTERVAL_MS": _own(
+        "METRICS_SNAPSHOT_INTERVAL_MS", "0 (never)", "how often a coordinator logs how far the job is"
+    ),
+    "GRPC_MAX_MESSAGE_BYTES": _own("GRPC_MAX_MESSAGE_BYTES", "67108864", "most in one message of a coordinator"),
+    "JOB_ID": _own("JOB_ID", "local-job", "name of a job that is shared over nodes"),
     "LOG": _own("LOG", "warning", "log level of the command line: debug, info, warning or error"),
 }
 
@@ -259,6 +298,12 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+def state_dir() -> Path:
+    """The folder for what must outlive a process and isn't the user's own data: journals."""
+    base = os.environ.get("XDG_STATE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".local" / "state") / "penstock"
 
 
 def runtime_dir() -> Path:

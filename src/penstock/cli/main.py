@@ -15,7 +15,19 @@ from typer.exceptions import TyperException
 
 import penstock
 from penstock import config
-from penstock.cli import bench, doctor, inspect, output, pack, resolve, top, verify, verify_resume, xfer_bench
+from penstock.cli import (
+    bench,
+    coordinator,
+    doctor,
+    inspect,
+    output,
+    pack,
+    resolve,
+    top,
+    verify,
+    verify_resume,
+    xfer_bench,
+)
 from penstock.errors import PenstockError
 
 __all__ = ["app", "main"]
@@ -37,6 +49,7 @@ app.command()(verify.verify)
 app.command()(verify_resume.verify_resume)
 app.command()(top.top)
 app.command()(bench.bench)
+app.command()(coordinator.coordinator)
 app.command()(xfer_bench.xfer_bench)
 app.command()(doctor.doctor)
 

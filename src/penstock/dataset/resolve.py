@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -105,9 +105,25 @@ def resolve(
     dev_manifest_path: str | Path | None = None,
     node_id: str | None = None,
     manifest_version: int = 1,
+    lock_stale_ms: int | None = None,
+    wait_timeout_ms: int | None = None,
 ) -> Resolved:
-    """Resolve a dataset link and open its manifest; takes and raises what ``resolve_manifest_hash`` does."""
+    """Resolve a dataset link and open its manifest; takes and raises what ``resolve_manifest_hash`` does.
+
+    Args:
+        dataset_link: see there.
+        manifest_store_root: see there.
+        dev_manifest_path: see there.
+        node_id: see there.
+        manifest_version: see there.
+        lock_stale_ms: age at which an indexer's lock is taken over; 0 = never, None = what the environment says.
+        wait_timeout_ms: how long to wait for another process's indexing; None = what the environment says.
+    """
     request = _Request.make(dataset_link, manifest_store_root, dev_manifest_path, node_id, manifest_version)
+    if lock_stale_ms is not None:
+        request = replace(request, stale_ms=lock_stale_ms)
+    if wait_timeout_ms is not None:
+        request = replace(request, wait_s=wait_timeout_ms / 1000)
     manifest_hash = request.hash()
     return Resolved(request.store.open(manifest_hash), canonical_base(request.link.base), manifest_hash)
 
