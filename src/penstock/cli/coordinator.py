@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -18,6 +19,7 @@ from penstock.cli.logs import log_to_stderr
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
+    from penstock.coordinator.access import Access
     from penstock.coordinator.events import Restore
     from penstock.coordinator.server import CoordinatorServer, Settings
     from penstock.coordinator.state import Job, Terms
@@ -71,9 +73,7 @@ def coordinator(
     Without an option its environment variable counts (docs/environment.md). It runs until SIGTERM or Ctrl-C, and goes
     on where it was when it is started again with the same journal.
     """
-    from penstock.coordinator.access import Access
     from penstock.coordinator.server import MAX_MESSAGE_BYTES, Settings
-    from penstock.coordinator.state import Terms
 
     log_to_stderr(as_json=log_json)
     name = _text("JOB_ID", job_id, "local-job")
@@ -83,19 +83,13 @@ def coordinator(
         journal=_text("COORD_JOURNAL", journal, f"{config.state_dir() / 'coordinator'}/"),
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
-        access=Access(
-            token=_text("COORD_TOKEN", token, ""),
-            tls_cert=_path("COORD_TLS_CERT", tls_cert),
-            tls_key=_path("COORD_TLS_KEY", tls_key),
-            tls_client_ca=_path("COORD_TLS_CLIENT_CA", tls_client_ca),
-        ),
+        access=_access(token, tls_cert, tls_key, tls_client_ca),
         max_message_bytes=_number("GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096),
         anew=anew,
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,
     )
-    terms = Terms(
-        lease_ttl_s=_number("LEASE_TTL_MS", lease_ttl_ms, 10_000, least=_LEAST_TTL_MS) / 1000,
-        heartbeat_interval_s=_number("HEARTBEAT_INTERVAL_MS", heartbeat_interval_ms, 1000, least=1) / 1000,
+    terms = replace(
+        _terms(lease_ttl_ms, heartbeat_interval_ms),
         barrier_timeout_s=barrier_timeout,
         min_world_size=min_world_size,
         steal=steal,
@@ -118,6 +112,26 @@ def coordinator(
     found = job_of(asked)
     checkpoint = None if resume is None else checkpoint_in(resume, found.job)
     asyncio.run(_run(settings, terms, found, checkpoint))
+
+
+def _access(token: str | None, cert: Path | None, key: Path | None, client_ca: Path | None) -> Access:
+    from penstock.coordinator.access import Access
+
+    return Access(
+        token=_text("COORD_TOKEN", token, ""),
+        tls_cert=_path("COORD_TLS_CERT", cert),
+        tls_key=_path("COORD_TLS_KEY", key),
+        tls_client_ca=_path("COORD_TLS_CLIENT_CA", client_ca),
+    )
+
+
+def _terms(lease_ttl_ms: int | None, heartbeat_interval_ms: int | None) -> Terms:
+    from penstock.coordinator.state import Terms
+
+    return Terms(
+        lease_ttl_s=_number("LEASE_TTL_MS", lease_ttl_ms, 10_000, least=_LEAST_TTL_MS) / 1000,
+        heartbeat_interval_s=_number("HEARTBEAT_INTERVAL_MS", heartbeat_interval_ms, 1000, least=1) / 1000,
+    )
 
 
 async def _run(settings: Settings, terms: Terms, found: Found, checkpoint: Restore | None) -> None:
