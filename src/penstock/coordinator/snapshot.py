@@ -61,7 +61,7 @@ def snapshot_of(
         now: seconds, by the coordinator's clock.
         before: what rates are counted from; without it they are 0.
         told: what happened lately, oldest first.
-        rates: samples/s of the job lately, oldest first.
+        rates: samples/s of the job lately, oldest first; the time left follows from their mean.
     """
     coverage = coverage_of(state)
     done, leased, queued = (int(part.sum()) for part in (coverage.done, coverage.leased, coverage.queued))
@@ -77,7 +77,7 @@ def snapshot_of(
         "done_of_all_epochs": past + done,
         "left_of_all_epochs": left,
         "samples_per_s": rate,
-        "left_s": left / rate if rate and state.course.phase == "running" else None,
+        "left_s": _left_s(state, left, rates or (rate,)),
         "rates": [round(each, 1) for each in rates],
         "cells": _cells(coverage),
         "nodes": _nodes(state, now, before),
@@ -121,6 +121,12 @@ def _epochs(state: State) -> tuple[int, int]:
     job, course = state.job, state.course
     gone = course.epoch - job.epoch
     return gone * job.samples, (job.epochs - gone - 1) * job.samples
+
+
+def _left_s(state: State, left: int, rates: Sequence[float]) -> float | None:
+    """As it went lately, on the whole: what the last seconds say jumps with every report."""
+    mean = sum(rates) / len(rates)
+    return _s(left / mean) if mean and state.course.phase == "running" else None
 
 
 def _cells(coverage: Coverage) -> Snapshot:

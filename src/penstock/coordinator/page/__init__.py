@@ -1,0 +1,5 @@
+"""The coordinator's page: a job to look at in a browser, the same as JSON, and metrics. It can only be read."""
+
+from penstock.coordinator.page.server import Limits, PageServer
+
+__all__ = ["Limits", "PageServer"]
