@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 from collections.abc import Coroutine
@@ -10,7 +11,17 @@ from typing import Any
 
 from immutables import Map
 
-from penstock.coordinator.events import Event, Granted, GrantedLease, Heartbeat, Progress, Register, Reply, RequestLease
+from penstock.coordinator.events import (
+    Event,
+    Granted,
+    GrantedLease,
+    Heartbeat,
+    Progress,
+    Register,
+    Reply,
+    RequestLease,
+    Tick,
+)
 from penstock.coordinator.page import Limits, PageServer
 from penstock.coordinator.rules import apply, begin
 from penstock.coordinator.state import Caps, Job, State, Terms
@@ -18,7 +29,7 @@ from penstock.coordinator.watch import Watch
 
 JOB = "job"
 MIB = 1 << 20
-HASH = "9f2c4e1b7a" + "0" * 54
+HASH = hashlib.sha256(b"photos").hexdigest()
 
 
 class Seat:
@@ -64,7 +75,7 @@ class JobOnShow:
         self.port = 0
         self.held: dict[str, list[GrantedLease]] = {}
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="page")
+        self.thread = threading.Thread(target=self._live, name="page")
 
     def __enter__(self) -> JobOnShow:
         self.thread.start()
@@ -76,6 +87,11 @@ class JobOnShow:
             raise
         return self
 
+    def _live(self) -> None:
+        self.loop.run_forever()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
     async def _watched(self) -> Watch:
         return Watch(self.seat, fresh_s=0.0)
 
@@ -83,8 +99,6 @@ class JobOnShow:
         self.stop()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=30)
@@ -131,6 +145,9 @@ class JobOnShow:
     def beat(self, name: str, inflight_bytes: int = 0, high_water_bytes: int = 0) -> None:
         stats = Map({"inflight_bytes": inflight_bytes, "ram_high_water_bytes": high_water_bytes})
         self.do(Heartbeat(JOB, name, stats))
+
+    def tick(self) -> None:
+        self.do(Tick())
 
     def advance(self, seconds: float) -> None:
         self.seat.clock_s += seconds

@@ -152,11 +152,13 @@ def _nodes(state: State, now: float, before: Reading | None) -> Snapshot:
         shown = heapq.nsmallest(MAX_NODES, rows, key=lambda row: (row["status"] == "live", row["samples_per_s"]))
     else:
         shown = sorted(rows, key=lambda row: row["rank"])
-    summed = ("samples_per_s", "bytes_per_s", "samples", "bytes", "inflight_bytes", "max_inflight_bytes")
+    summed = ("samples_per_s", "bytes_per_s", "samples", "bytes")
+    here = [row for row in rows if row["status"] != "gone"]  # what the others had in memory is gone as well
     return {
         "count": len(rows),
         **{name: status[name] for name in ("live", "silent", "gone")},
         **{name: sum(row[name] for row in rows) for name in summed},
+        **{name: sum(row[name] for row in here) for name in ("inflight_bytes", "max_inflight_bytes")},
         "shown": shown,
     }
 
@@ -168,7 +170,7 @@ def _node(state: State, node_id: str, node: Node, now: float, before: Reading | 
     queue = state.queues.get(node.rank)
     return {
         "id": node_id,
-        "rank": node.rank,
+        "rank": state.rank_of(node_id),
         "status": _status(state, now - pulse.heard_s, queue is not None and queue.open),
         "heard_s": _s(now - pulse.heard_s),
         "samples_per_s": _rate(pulse.samples, earlier.samples, span_s),

@@ -90,9 +90,9 @@ function showProgress(job) {
   put($("left-note"), job.phase === "running" && job.left_s === null ? "no rate yet" : `${plural(job.left_of_all_epochs, "sample")} left`);
   put($("rate"), `${rateText(job.samples_per_s)} samples/s`);
   put($("rate-note"), `${megabytes(job.nodes.bytes_per_s)} MB/s of payload`);
-  put($("live"), `${job.nodes.live} of ${job.world_size}`);
+  put($("live"), `${exact(job.nodes.live)} of ${exact(job.world_size)}`);
   const absent = [[job.nodes.silent, "silent"], [job.nodes.gone, "gone"]].filter(([count]) => count);
-  put($("live-note"), absent.map(([count, what]) => `${count} ${what}`).join(", ") || (job.registered < job.world_size ? "waiting for the others" : "all live"));
+  put($("live-note"), absent.map(([count, what]) => `${exact(count)} ${what}`).join(", ") || (job.registered < job.world_size ? "waiting for the others" : "all live"));
   put($("leases"), exact(job.leases.count));
   put($("leases-note"), `${exact(job.granted)} granted${job.given_back ? `, ${job.given_back} to redo` : ""}`);
   const cap = job.nodes.max_inflight_bytes;
