@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
@@ -129,22 +129,10 @@ class Loader(Generic[T]):
             self._clock.write_to(trace)
 
     def _start_threads(self) -> Pipeline[T]:
-        knobs, set_threads, options = self._tuner.knobs, self._thread_setter(), self._settings.options
+        knobs, set_threads = self._tuner.knobs, self._thread_setter()
         set_threads(knobs.threads)
-        units = plan_units(
-            self._dataset.manifest,
-            self._course.left,
-            self._settings.limits,
-            self._fetcher.size_of,
-            self._course.steps,
-            first_step=self._course.begun.steps,
-            together=options.collate_buffer_size,
-            repeats=self._course.repeats,
-        )
-        if (windows_at := windows_of(self._course.left)) is not None:
-            units = share_windows(units, windows_at)
         pipeline = Pipeline(
-            units,
+            self._units(),
             Naming(self._work(), self._fetcher.name),
             self._budget,
             builders=knobs.prefetch,
@@ -157,9 +145,33 @@ class Loader(Generic[T]):
             clock=self._clock,
             statistics=self._delivered,
             shared=self._windows,
+            waits=self._waits(),
         )
         self._tuner.attach(partial(_turn, pipeline, set_threads), pipeline.recent_bytes)
         return pipeline
+
+    def _units(self) -> Iterator[Unit]:
+        """What is to be built, in the order of delivery; it must not hold the loader."""
+        units = plan_units(
+            self._dataset.manifest,
+            self._course.left,
+            self._settings.limits,
+            self._fetcher.size_of,
+            self._course.steps,
+            first_step=self._course.begun.steps,
+            together=self._settings.options.collate_buffer_size,
+            repeats=self._course.repeats,
+        )
+        windows_at = windows_of(self._course.left)
+        return units if windows_at is None else share_windows(units, windows_at)
+
+    def _waits(self) -> Callable[[], bool]:
+        """Whether units themselves are waited for, with a deadline of their own; it must not hold the loader."""
+        return bool
+
+    def _peek(self) -> Delivery[T]:
+        """The next result, as the pipeline's ``peek()`` gives it."""
+        return self._pipeline.peek()
 
     def _work(self) -> Work[T]:
         """What this loader does with each unit; runs at the end of construction."""
@@ -246,7 +258,7 @@ class Loader(Generic[T]):
         self._rss.check()  # all that can raise comes before the batch is ours
         self._live.tick()
         self._tuner.tick()
-        delivery = self._pipeline.peek()
+        delivery = self._peek()
         statistics, mine = self._delivered, self._pipeline.mine
         batch, samples, payload_bytes = delivery.result, delivery.samples, delivery.payload_bytes
         positions, faults = delivery.positions, statistics.faults

@@ -65,6 +65,7 @@ class Pipeline(Generic[T]):
         clock: is told how long each batch was in which stage; the pipeline's own by default.
         statistics: what whoever hands results out counts in; the same.
         shared: memory that units share, where they do.
+        waits: whether it is units that are waited for, which has a deadline of its own.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Pipeline(Generic[T]):
         most_builders: int = 1,
         first_alone: bool = False,
         shared: Shared | None = None,
+        waits: Callable[[], bool] = bool,
     ) -> None:
         self._units = units
+        self._waits = waits
         self._work = work
         self._budget = budget
         self._shared = shared
@@ -164,6 +167,7 @@ class Pipeline(Generic[T]):
             if not self._slots and self._finished:
                 self._end()
             now = time.monotonic()
+            started = now if self._waits() else started
             waited_s = now - started
             if waited_s > self._stall_timeout_s:
                 raise DeadlineExceeded(

@@ -66,6 +66,7 @@ class Unit:
         begins: windows that are charged with this unit, in the order in which they are read.
         kept_bytes: charged with earlier units for windows that this one still needs, or the next.
         visits: another number whenever a sample comes again; None where each comes once, or nobody asks.
+        lease: number of the lease that the samples are had under; 0 = there is none.
     """
 
     index: int
@@ -80,6 +81,7 @@ class Unit:
     begins: tuple[Window, ...] = ()
     kept_bytes: int = 0
     visits: Int64Array | None = None
+    lease: int = 0
 
     @property
     def begun_bytes(self) -> int:
