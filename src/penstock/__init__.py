@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.budget import Budget
     from penstock.dataset.manifest import Manifest
     from penstock.dataset.resolve import resolve_manifest_hash
+    from penstock.distributed import DistributedDataLoader, DistributedLoader
     from penstock.distributed.job import run_job
     from penstock.errors import PenstockError
     from penstock.loader import Batch, DataLoader, LoaderOptions, Mixture, load, merge_states, mix, pad, padded_bytes
@@ -28,6 +29,8 @@ __all__ = [
     "Batch",
     "Budget",
     "DataLoader",
+    "DistributedDataLoader",
+    "DistributedLoader",
     "LoaderOptions",
     "Manifest",
     "Mixture",
@@ -53,6 +56,8 @@ _HOMES = {
     "Batch": "penstock.loader",
     "Budget": "penstock.budget",
     "DataLoader": "penstock.loader",
+    "DistributedDataLoader": "penstock.distributed",
+    "DistributedLoader": "penstock.distributed",
     "LoaderOptions": "penstock.loader",
     "Manifest": "penstock.dataset.manifest",
     "Mixture": "penstock.loader",

@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 from PIL import Image
 
 from penstock.compat import mx8, s3dlio
-from penstock.errors import PenstockError
 from penstock.store import open_store
+from small_coordinator import SmallCoordinator
 
 CHECKOUT = Path(__file__).parents[2]
 GUIDES = Path(os.environ.get("PENSTOCK_GUIDES") or CHECKOUT.parent / "shared" / "guides")
@@ -119,9 +119,22 @@ def test_a_hash_is_the_same_for_the_packer_and_for_whoever_resolves(photos, tmp_
     assert mx8.resolve_manifest_hash(f"{out}@sha256:{packed['manifest_hash']}") == packed["manifest_hash"]
 
 
-def test_the_distributed_loader_says_when_it_comes():
-    with pytest.raises(PenstockError, match="coordinator"):
-        mx8.DistributedDataLoader(coord_url="http://127.0.0.1:50051", job_id="demo", node_id="node1", want=1)
+@pytest.fixture
+def coordinator(photos, tmp_path):
+    """Of a job over the packed photos, for one node."""
+    packed = mx8.pack_dir(str(photos), out=str(tmp_path / "shared"))
+    assert packed["samples"] == 9
+    with SmallCoordinator(tmp_path / "shared", tmp_path / "coordinator-root", block_samples=4) as running:
+        yield running
+
+
+def test_the_distributed_loader_of_the_guide(coordinator):
+    loader = mx8.DistributedDataLoader(coord_url=coordinator.url, job_id="demo", node_id="node1", want=2)
+    assert (loader.assigned_rank, loader.world_size) == (0, 1)
+    assert sorted(sample for batch in loader for sample in batch.to_torch()[2].tolist()) == list(range(9))
+    assert loader.stats()["delivered_samples_total"] == 9
+    loader.close()
+    loader.close()
 
 
 def blocks(name):
@@ -134,10 +147,11 @@ def blocks(name):
     return [(text[: match.start()].count("\n") + 1, match[1]) for match in found]
 
 
-def adapted(block, photos, packed, prefix):
+def adapted(block, photos, packed, prefix, coord_url="http://127.0.0.1:50051"):
     """A block with its import line changed and its placeholders filled in."""
     changes = {
         "import mx8": "from penstock.compat import mx8",
+        "http://127.0.0.1:50051": coord_url,
         "import s3dlio": "from penstock.compat import s3dlio",
         "/path/to/imagefolder": str(photos),
         "/path/to/mx8-dataset": str(packed),
@@ -152,17 +166,13 @@ def adapted(block, photos, packed, prefix):
 
 @pytest.mark.skipif(not GUIDES.is_dir(), reason="no folder of guides; set PENSTOCK_GUIDES")
 @pytest.mark.parametrize("name", ["mx8-python-api.md", "mx8-readme.md"])
-def test_every_block_of_the_guides_runs(name, photos, photos_in_s3, tmp_path):
+def test_every_block_of_the_guides_runs(name, photos, photos_in_s3, tmp_path, coordinator):
     found = blocks(name)
     assert len(found) >= 3
     names = {}
     for line, block in found:
-        code = compile(adapted(block, photos, tmp_path / "packed", photos_in_s3), f"{name}:{line}", "exec")
-        if "DistributedDataLoader" in block:
-            with pytest.raises(PenstockError, match="coordinator"):
-                exec(code, names)
-        else:
-            exec(code, names)
+        text = adapted(block, photos, tmp_path / "packed", photos_in_s3, coordinator.url)
+        exec(compile(text, f"{name}:{line}", "exec"), names)
     assert "loader" in names
 
 

@@ -6,11 +6,9 @@ Arguments, results and errors are those of MX8, with the decisions that ``docs/d
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from penstock import vision
 from penstock.dataset.resolve import resolve_manifest_hash
-from penstock.errors import PenstockError
+from penstock.distributed import DistributedDataLoader
 from penstock.loader import Batch as PyBatch
 from penstock.loader import DataLoader, load
 from penstock.packing import pack, pack_dir
@@ -25,14 +23,3 @@ __all__ = [
     "resolve_manifest_hash",
     "vision",
 ]
-
-
-class DistributedDataLoader:
-    """One job shared over many ranks; not there yet."""
-
-    def __init__(self, **arguments: object) -> NoReturn:
-        del arguments
-        raise PenstockError(
-            "DistributedDataLoader needs Penstock's coordinator, which comes in a later version; until then give each "
-            "rank its own part: load(link, start_id=..., end_id=...)"
-        )

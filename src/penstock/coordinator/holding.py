@@ -42,7 +42,7 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the coordinator is to be told of a lease: all before ``cursor`` is done; samples and bytes since the last."""
+    """What to tell of a lease: all before ``cursor`` is done; samples and bytes since the last report."""
 
     lease: int
     lease_id: str

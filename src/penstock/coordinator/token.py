@@ -1,4 +1,4 @@
-"""A checkpoint of a job as a small dict for JSON: what is done of which epoch, of which samples, in which order. Pure."""
+"""A checkpoint of a job, a small dict for JSON: what is done of which epoch, samples and order. Pure."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def read_checkpoint(token: str | Mapping[str, Any], job: Job) -> Restore:
     epoch = fields.get("epoch")
     if not isinstance(epoch, int) or isinstance(epoch, bool) or not job.epoch <= epoch < job.epoch + job.epochs:
         raise ResumeError(
-            f"the checkpoint is of epoch {epoch!r}, this job goes from epoch {job.epoch} to {job.epoch + job.epochs - 1}; "
-            "begin the coordinator with the epochs of the first run"
+            f"the checkpoint is of epoch {epoch!r}, this job goes from epoch {job.epoch} to "
+            f"{job.epoch + job.epochs - 1}; begin the coordinator with the epochs of the first run"
         )
     return Restore(_intervals(fields.get("done"), job.samples), epoch)
 

@@ -1,1 +1,5 @@
 """A loader, and work, that many nodes share through a coordinator."""
+
+from penstock.distributed.loader import DistributedDataLoader, DistributedLoader
+
+__all__ = ["DistributedDataLoader", "DistributedLoader"]

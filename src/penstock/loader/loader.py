@@ -83,7 +83,7 @@ class Loader(Generic[T]):
             rss_limit_bytes=self._rss.limit_bytes,
         )
         self._mixture = dataset_link if isinstance(dataset_link, Mixture) else None
-        self._dataset = _dataset(dataset_link, settings)
+        self._dataset = self._open(dataset_link)
         self._course = self._plan(settings.epoch, settings.resume)
         epoch = self._course.epoch
         prove("range_selected", start_id=epoch.start_id, end_id=epoch.end_id, manifest_hash=epoch.manifest_hash)
@@ -96,6 +96,10 @@ class Loader(Generic[T]):
         except BaseException:
             _close(self._resources, self._lasting)
             raise
+
+    def _open(self, link: str | Mixture) -> Dataset:
+        """What is to be loaded; all arguments were checked."""
+        return _dataset(link, self._settings)
 
     def _plan(self, number: int, state: Mapping[str, Any] | None = None) -> Course:
         return begin(self._dataset, self._mixture, self._settings, number, state)

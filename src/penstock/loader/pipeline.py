@@ -125,6 +125,11 @@ class Pipeline(Generic[T]):
         """Whether the last batch was handed out."""
         return self._finished and not self._slots and self._failure is None
 
+    @property
+    def promising(self) -> bool:
+        """Whether a batch is ready, or being built, or no more will come."""
+        return bool(self._slots) or self._finished or self.mine.undelivered is not None
+
     def peek(self) -> Delivery[T]:
         """Wait for the next result and return it without counting it as handed out.
 

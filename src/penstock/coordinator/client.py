@@ -1,0 +1,317 @@
+"""A node's line to the coordinator: whoever leads of several, retries within a deadline, typed errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import grpc
+
+from penstock.coordinator import events
+from penstock.coordinator.wire import convert
+from penstock.coordinator.wire import coordinator_pb2 as wire
+from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
+from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable, LeaseLost, ManifestError
+
+__all__ = ["Client", "Credentials", "addresses_of"]
+
+_TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
+_LOST: Final = ("NOT_FOUND", "FAILED_PRECONDITION")
+_LEADER: Final = "penstock-leader"  # trailing metadata of a follower's answer: where the leader is
+_LEAST_ATTEMPT_S: Final = 1.0
+_MOST_ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
+_FIRST_PAUSE_S: Final = 0.05
+_MOST_PAUSE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who we are for a coordinator, and how we know that it is ours.
+
+    Attributes:
+        token: that it asks of everybody; None = it asks for none.
+        ca: file with the certificates that its own is signed by; None = the system's, with ``https://``.
+        certificate: our file, where it asks for one.
+        key: of that certificate; None = in the same file.
+    """
+
+    token: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def channel(self) -> grpc.ChannelCredentials:
+        """For a line with TLS.
+
+        Raises:
+            ConfigError: a file can't be read.
+        """
+        if self.key is not None and self.certificate is None:
+            raise ConfigError("there is a TLS key and no certificate that it is of; give both files, or neither")
+        try:
+            ca, key, chain = (
+                None if path is None else path.read_bytes()
+                for path in (self.ca, self.key or self.certificate, self.certificate)
+            )
+        except OSError as error:
+            raise ConfigError(f"a TLS file can't be read: {error}") from error
+        return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=chain)
+
+
+def addresses_of(coord_url: str) -> tuple[tuple[str, ...], bool]:
+    """The ``host:port`` of each coordinator in a URL, and whether the line is encrypted.
+
+    Args:
+        coord_url: ``http://host:port``, ``https://host:port`` or ``host:port``; several with commas between them.
+
+    Raises:
+        ConfigError: it isn't that.
+    """
+    found, schemes = [], set()
+    for one in coord_url.split(","):
+        scheme, _, rest = one.strip().rpartition("://")
+        address = rest.rstrip("/")
+        host, _, port = address.rpartition(":")
+        if scheme not in {"", "http", "https"} or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ConfigError(
+                f"coord_url is {coord_url!r}; give http://host:port, or https:// with TLS, and of several coordinators "
+                "all, with commas between them"
+            )
+        found.append(address)
+        schemes.add(scheme == "https")
+    if len(schemes) > 1:
+        raise ConfigError(f"coord_url is {coord_url!r}; all coordinators of a job have TLS, or none has")
+    return tuple(found), schemes.pop()
+
+
+class Client:
+    """Talks to the coordinator that leads. Safe from several threads.
+
+    Args:
+        coord_url: see ``addresses_of``.
+        job_id: of the job.
+        timeout_s: how long a call is retried while nobody who leads answers.
+        credentials: who we are.
+        max_message_bytes: the largest message that is taken or sent.
+    """
+
+    def __init__(
+        self,
+        coord_url: str,
+        job_id: str,
+        *,
+        timeout_s: float = 60.0,
+        credentials: Credentials | None = None,
+        max_message_bytes: int = 64 << 20,
+    ) -> None:
+        self._addresses, encrypted = addresses_of(coord_url)
+        self._credentials = credentials or Credentials()
+        files = (self._credentials.ca, self._credentials.certificate, self._credentials.key)
+        self._channel_credentials = self._credentials.channel() if encrypted or any(files) else None
+        self._job_id = job_id
+        self.timeout_s = timeout_s
+        self._max_message_bytes = max_message_bytes
+        self._lock = threading.Lock()
+        self._channels: dict[str, tuple[grpc.Channel, CoordinatorStub]] = {}
+        self._at = self._addresses[0]
+        self._closed = threading.Event()
+        self._last = ""
+
+    # What a node says. Each takes ``within_s``: how long it is retried; 0 = one attempt.
+
+    def register(self, event: events.Register, within_s: float | None = None) -> events.Registered:
+        """Take part in the job, or ask whether all are there.
+
+        Raises:
+            CoordinatorRefused: the job doesn't want this node, or failed.
+            CoordinatorUnreachable: nobody who leads answers.
+        """
+        return convert.read_registered(self._call("RegisterNode", convert.write_register(event), within_s))
+
+    def heartbeat(self, event: events.Heartbeat, within_s: float | None = None) -> None:
+        """Say that the node lives. Raises as ``register``."""
+        self._call("Heartbeat", convert.write_heartbeat(event, unix_time_ms=_unix_ms()), within_s)
+
+    def request(
+        self, event: events.RequestLease, *, lease_ttl_s: float, within_s: float | None = None
+    ) -> events.Granted:
+        """Ask for leases. Raises as ``register``."""
+        message = self._call("RequestLease", convert.write_request(event), within_s)
+        return convert.read_granted(message, lease_ttl_s=lease_ttl_s)
+
+    def progress(self, event: events.Progress, within_s: float | None = None) -> None:
+        """Report a cursor.
+
+        Raises:
+            LeaseLost: the lease has ended, or is another node's.
+            CoordinatorRefused, CoordinatorUnreachable: as ``register``.
+        """
+        try:
+            self._call("ReportProgress", convert.write_progress(event, unix_time_ms=_unix_ms()), within_s)
+        except CoordinatorRefused as error:
+            if error.code in _LOST:
+                raise LeaseLost(str(error)) from error
+            raise
+
+    def leave(self, event: events.Leave, within_s: float | None = None) -> None:
+        """Say that the node ends. Raises as ``register``."""
+        self._call("LeaveNode", convert.write_leave(event), within_s)
+
+    def checkpoint(self, within_s: float | None = None) -> dict[str, Any]:
+        """What of the job is done. Raises as ``register``."""
+        token = self._call("Checkpoint", wire.CheckpointRequest(job_id=self._job_id), within_s).token
+        fields: dict[str, Any] = json.loads(token)
+        return fields
+
+    def restore(self, checkpoint: Mapping[str, Any], within_s: float | None = None) -> None:
+        """Begin the job where a checkpoint says. Raises as ``register``."""
+        self._call("Restore", wire.RestoreRequest(job_id=self._job_id, token=json.dumps(dict(checkpoint))), within_s)
+
+    def manifest(self, manifest_hash: str, out: IO[bytes]) -> int:
+        """Write a manifest's text to a file, and hash it.
+
+        Args:
+            manifest_hash: which.
+            out: where it goes; written from its beginning.
+
+        Returns:
+            The version of its format.
+
+        Raises:
+            ManifestError: what came has another hash.
+            CoordinatorRefused, CoordinatorUnreachable: as ``register``.
+        """
+        request = wire.GetManifestRequest(job_id=self._job_id, manifest_hash=manifest_hash)
+
+        def streamed(stub: CoordinatorStub, timeout_s: float) -> tuple[str, int]:
+            return _written(stub.GetManifestStream(request, timeout=timeout_s, metadata=self._metadata()), "data", out)
+
+        got: str
+        version: int
+        try:
+            got, version = self._retried(streamed, "GetManifestStream", None, attempt_s=self.timeout_s)
+        except CoordinatorRefused as error:
+            if error.code != "UNIMPLEMENTED":
+                raise
+            got, version = _written([self._call("GetManifest", request, None)], "manifest_bytes", out)
+        if got != manifest_hash:
+            raise ManifestError(
+                f"the coordinator sent a manifest that hashes to {got}, not to {manifest_hash}; see its store"
+            )
+        return version
+
+    @property
+    def woken(self) -> bool:
+        """Whether ``wake`` was called."""
+        return self._closed.is_set()
+
+    def wake(self) -> None:
+        """End all waits between attempts, and begin none any more."""
+        self._closed.set()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.wake()
+        with self._lock:
+            channels, self._channels = self._channels, {}
+        for channel, _ in channels.values():
+            channel.close()
+
+    # How.
+
+    def _call(self, name: str, request: Any, within_s: float | None) -> Any:
+        def attempt(stub: CoordinatorStub, timeout_s: float) -> Any:
+            return getattr(stub, name)(request, timeout=timeout_s, metadata=self._metadata())
+
+        return self._retried(attempt, name, within_s)
+
+    def _retried(
+        self,
+        attempt: Callable[[CoordinatorStub, float], Any],
+        name: str,
+        within_s: float | None,
+        *,
+        attempt_s: float = _MOST_ATTEMPT_S,
+    ) -> Any:
+        within_s = self.timeout_s if within_s is None else within_s
+        deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
+        while True:
+            left_s = deadline - time.monotonic()
+            address = self._at
+            try:
+                return attempt(self._stub(address), max(_LEAST_ATTEMPT_S, min(left_s, attempt_s)))
+            except grpc.RpcError as error:
+                leader = self._read(error, name, address)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self._closed.wait(_FIRST_PAUSE_S if leader else min(pause_s, left_s)):
+                raise CoordinatorUnreachable(
+                    f"no coordinator that leads answered {name} within {within_s:g} s; the last was {address}: "
+                    f"{self._last}. See whether it runs, at {', '.join(self._addresses)}, and allow more time with "
+                    "coord_timeout_s"
+                )
+            pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+
+    def _read(self, error: grpc.RpcError, name: str, address: str) -> bool:
+        """Raise what lasts; else turn to whom to ask next, True when that is said to lead."""
+        code, details = error.code(), error.details()
+        if code not in _TRANSIENT:
+            raise CoordinatorRefused(
+                f"the coordinator at {address} refused {name}: {details}", code=code.name
+            ) from error
+        self._last = f"{code.name}, {details}"
+        told = dict(error.trailing_metadata() or ()).get(_LEADER, "")
+        leader = told if isinstance(told, str) else told.decode()
+        with self._lock:
+            if self._at == address:
+                self._at = leader or self._after(address)
+        return bool(leader) and leader != address
+
+    def _after(self, address: str) -> str:
+        known = self._addresses
+        return known[(known.index(address) + 1) % len(known)] if address in known else known[0]
+
+    def _stub(self, address: str) -> CoordinatorStub:
+        with self._lock:
+            if address not in self._channels:
+                channel = self._dial(address)
+                self._channels[address] = (channel, CoordinatorStub(channel))
+            return self._channels[address][1]
+
+    def _dial(self, address: str) -> grpc.Channel:
+        options: Sequence[tuple[str, int]] = (
+            ("grpc.max_receive_message_length", self._max_message_bytes),
+            ("grpc.max_send_message_length", self._max_message_bytes),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        )
+        if self._channel_credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, self._channel_credentials, options=options)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        token = self._credentials.token
+        return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def _written(chunks: Any, field: str, out: IO[bytes]) -> tuple[str, int]:
+    out.seek(0)
+    out.truncate()
+    digest, version = hashlib.sha256(), 0
+    for chunk in chunks:
+        data = getattr(chunk, field)
+        digest.update(data)
+        out.write(data)
+        version = chunk.schema_version
+    out.flush()
+    return digest.hexdigest(), version
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
