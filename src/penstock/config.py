@@ -158,7 +158,6 @@ VARIABLES: dict[str, Variable] = {
     "ETCD_CA": _own("ETCD_CA", "the system's authorities", "who vouches for an https etcd: a PEM file", seed=False),
     "ETCD_CERT": _own("ETCD_CERT", "unset", "our certificate, where etcd wants one: a PEM file", seed=False),
     "ETCD_KEY": _own("ETCD_KEY", "in PENSTOCK_ETCD_CERT", "key of that certificate: a PEM file", seed=False),
-    "COORD_TOKEN": _own("COORD_TOKEN", "unset", "what a coordinator asks of all nodes", seed=False),
     "TRANSFER_NETWORK": _own(
         "TRANSFER_NETWORK",
         "unset (this host only)",

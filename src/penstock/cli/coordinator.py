@@ -88,12 +88,8 @@ def coordinator(
         anew=anew,
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,
     )
-    terms = replace(
-        _terms(lease_ttl_ms, heartbeat_interval_ms),
-        barrier_timeout_s=barrier_timeout,
-        min_world_size=min_world_size,
-        steal=steal,
-    )
+    begins = _terms(lease_ttl_ms, heartbeat_interval_ms)
+    terms = replace(begins, barrier_timeout_s=barrier_timeout, min_world_size=min_world_size, steal=steal)
     asked = Asked(
         link=_text("DATASET_LINK", dataset_link, ""),
         manifest_hash=_text("MANIFEST_HASH", manifest_hash, "dev"),
