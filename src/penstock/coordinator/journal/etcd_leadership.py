@@ -72,6 +72,7 @@ class Leadership:
                 if outage is None:
                     _log.warning("etcd can't be asked who leads: %s", error)
                 outage = error
+                self._give_back()  # the key may be ours, and nobody renews it
                 self._ended.wait(_PAUSE_S)
             if time.monotonic() >= until:
                 if outage is not None:

@@ -101,8 +101,11 @@ def unpack(chunks: Iterable[bytes]) -> dict[str, str | None]:
     Raises:
         CoordinatorError: it can't be that.
     """
+    unpacking = zlib.decompressobj()
     try:
-        changes = json.loads(zlib.decompress(b"".join(chunks)))
+        changes = json.loads(unpacking.decompress(b"".join(chunks)))
+        if not unpacking.eof or unpacking.unused_data:
+            raise ValueError("it has a chunk too few, or too many")
     except (zlib.error, ValueError) as error:
         raise CoordinatorError(f"an entry of the journal in etcd is damaged: {error}") from None
     if not isinstance(changes, dict):
