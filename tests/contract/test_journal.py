@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +87,8 @@ class JournalContract:
         journal, after = open_(), open_()
         journal.lead(5)
         journal.commit({"before": "x"})
-        large = {f"lease/lease-{number}": f"{number:{size}}" for number in range(count)}
+        noise = random.Random(1).randbytes(count * size).decode("latin-1")  # which can't be packed
+        large = {f"lease/lease-{number}": noise[number * size : (number + 1) * size] for number in range(count)}
         journal.commit({"before": None, **large})
         journal.commit({"after": "y"})
         journal.close()
