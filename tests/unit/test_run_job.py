@@ -178,9 +178,34 @@ def test_output_that_is_not_whole_is_told_and_nothing_is_removed(tmp_path):
     (tmp_path / gone).unlink()
     orphan = part_key(Part(0, 0, 3, 0, suffix=".jsonl"))
     (tmp_path / orphan).write_text("")
-    with pytest.raises(DataError, match=r"\[8, 11\) are missing"):
+    with pytest.raises(DataError, match=r"\[8, 11\): missing"):
         finish_job(open_store(str(tmp_path)), sample_count=SAMPLES, manifest_hash="m" * 64)
     assert orphan in names(tmp_path) and not (tmp_path / SUCCESS).exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([Part(0, 0, 21, 3), Part(0, 21, 25, 9)], "of other samples"),
+        ([Part(0, 0, SAMPLES, 2), Part(0, 1, 2, 2)], "there twice"),
+    ],
+)
+def test_parts_of_something_else_are_told(tmp_path, parts, message):
+    for part in parts:
+        (tmp_path / part_key(part)).write_text("")
+    with pytest.raises(DataError, match=message):
+        finish_job(open_store(str(tmp_path)), sample_count=SAMPLES, manifest_hash="m" * 64)
+
+
+def test_leases_without_fences_are_refused(tmp_path):
+    class Fenceless(SmallLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                self.in_hand = self.in_hand._replace(fence=0)
+                yield batch
+
+    with pytest.raises(ConfigError, match="no fences"):
+        run_job(Fenceless(SmallJob()), identities, out=tmp_path)
 
 
 def test_what_else_lies_there_stays(tmp_path):

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from penstock.distributed.parts import Part, gaps, part_key, read_part, standing
@@ -132,9 +133,7 @@ def run_job(loader: SharedLoader[Batch], fn: Callable[[Batch], Result], *, out: 
     written = written_bytes = 0
     last: Part | None = None
     for batch in loader:
-        portion = loader.in_hand
-        if portion is None:
-            raise ConfigError("run_job has its loader to itself: another loop took batches of it in this thread")
+        portion = _in_hand(loader)
         data, suffix = _encoded(fn(batch), _samples_in(batch, portion))
         del batch  # its memory is free for the next one
         digest = hashlib.sha256(data).hexdigest()[:16]
@@ -200,14 +199,27 @@ def _line(part: Part, name: str, size_bytes: int) -> dict[str, Any]:
 def _check_whole(stand: list[Part], sample_count: int, url: str) -> None:
     for epoch in sorted({part.epoch for part in stand} or {0}):
         own = [part for part in stand if part.epoch == epoch]
-        missing = gaps(own, sample_count)
-        if missing or (own and own[-1].end > sample_count):
-            told = ", ".join(f"[{start}, {end})" for start, end in missing[:4]) + (", ..." if len(missing) > 4 else "")
-            raise DataError(
-                f"{url} has parts of epoch {epoch} that don't hold samples 0 to {sample_count - 1} once: "
-                + (f"{told} are missing" if missing else f"{part_key(own[-1])} is of other samples")
-                + "; another job's output lies there, or parts were removed. Give each job a folder of its own"
-            )
+        missing = [f"[{start}, {end})" for start, end in gaps(own, sample_count)]
+        foreign = [part_key(part) for part in own if part.end > sample_count]
+        twice = [part_key(part) for part, other in pairwise(own) if part.end > other.start]
+        for what, found in (("missing", missing), ("of other samples", foreign), ("there twice", twice)):
+            if found:
+                told = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+                raise DataError(
+                    f"{url} doesn't hold samples 0 to {sample_count - 1} of epoch {epoch} once: {told}: {what}. "
+                    "Another job's output lies there, or parts were removed; give each job a folder of its own"
+                )
+
+
+def _in_hand(loader: SharedLoader[Any]) -> _Portion:
+    portion = loader.in_hand
+    if portion is None:
+        raise ConfigError("run_job has its loader to itself: another loop took batches of it in this thread")
+    if not portion.fence:
+        raise ConfigError(
+            "this coordinator's leases have no fences, so nobody could tell which output counts; use ours"
+        )
+    return portion
 
 
 def _samples_in(batch: Any, portion: _Portion) -> int:
