@@ -182,6 +182,7 @@ VARIABLES: dict[str, Variable] = {
         "uds at our own address, else tcp",
         "tcp or uds: how control tags of `penstock.compat.hmc` travel",
     ),
+    "COORD_URL": _own("COORD_URL", "unset (rank 0 leads)", "the coordinator that `penstock.torch.shared_job` finds"),
     "COORD_BIND_ADDR": _own(
         "COORD_BIND_ADDR", "127.0.0.1:50051", "where `penstock coordinator` listens; beyond loopback it takes a secret"
     ),

@@ -20,6 +20,7 @@ from penstock.errors import (
     CoordinatorUnreachable,
     DeadlineExceeded,
     ResumeError,
+    TooManyFaults,
 )
 from small_coordinator import SmallCoordinator
 
@@ -405,3 +406,24 @@ def test_run_job_writes_each_sample_once(coordinator, join, tmp_path):
     assert parts == also
     written = [int(line) for part in parts for line in (tmp_path / "out" / part).read_text().splitlines()]
     assert written == list(range(SAMPLES))
+
+
+def test_several_threads_share_a_loader(coordinator, join):
+    shared = coordinator(block_samples=400)
+    with join(shared, want=2, prefetch_batches=4) as loader, ThreadPoolExecutor(4) as pool:
+        taken = list(pool.map(ids, [loader] * 4))
+    assert sorted(sample for some in taken for sample in some) == list(range(SAMPLES))
+    assert shared.told("job_drained")
+
+
+def test_a_batch_with_too_many_faults_is_not_done(coordinator, join):
+    def broken(sample):
+        raise ValueError(sample.sample_id)
+
+    shared = coordinator()
+    loader = join(shared, transform=broken, transform_bytes=8, on_error="skip", max_errors=20)
+    next(loader)
+    with pytest.raises(TooManyFaults):
+        next(loader)
+    loader.close()
+    assert [spare.start for spare in shared.state.spares.values()] == [16]

@@ -25,7 +25,7 @@ def test_the_snippets_of_the_page_run(tmp_path, monkeypatch, capsys):
         Image.new("RGB", (40, 30), (number, 0, 0)).save(path)
     penstock.pack_dir("photos", out="photos-packed", label_mode="imagefolder")
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, object] = {}
     for block in blocks:
         if "import lightning" not in block:  # test_torch_lightning.py has that

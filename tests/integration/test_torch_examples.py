@@ -114,6 +114,32 @@ def test_two_ranks_one_is_killed_and_one_rank_goes_on(photographs, environment, 
     assert trained_on == all_images(photographs, environment["PENSTOCK_MANIFEST_STORE_ROOT"])
 
 
+def test_leases_two_ranks_one_is_killed_and_three_go_on(photographs, environment, tmp_path):
+    """The union of what counts is each image once in each epoch, whoever had it."""
+    checkpoint = tmp_path / "leases.pt"
+
+    def torchrun(ranks: int, journal: Path) -> list[str]:
+        journal.mkdir()
+        how = ["--epochs", 2, "--batch-size", 2, "--block-size", 20, "--every", 4]
+        script = command("leases.py", "--data", photographs, *how, "--checkpoint", checkpoint, "--journal", journal)[1:]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *script]
+
+    first = subprocess.Popen(torchrun(2, tmp_path / "first"), env=environment, stderr=subprocess.DEVNULL)
+    wait_until(checkpoint.exists, first)
+    os.kill(int(next((tmp_path / "first").iterdir()).stem), signal.SIGKILL)
+    assert first.wait(60) != 0
+    saved = torch.load(checkpoint)
+    counted = [line for rank in journals(tmp_path / "first") for line in rank if line["step"] <= saved["step"]]
+    assert sum(end - start for start, end in saved["loader"]["done"]) == sum(len(line["images"]) for line in counted)
+
+    subprocess.run(torchrun(3, tmp_path / "second"), env=environment, check=True, timeout=180)
+    rest = [line for rank in journals(tmp_path / "second") for line in rank]
+    whole = all_images(photographs, environment["PENSTOCK_MANIFEST_STORE_ROOT"])
+    for epoch in (0, 1):
+        lines = [line for line in [*counted, *rest] if line["epoch"] == epoch]
+        assert Counter(image for line in lines for image in line["images"]) == whole
+
+
 def journals(folder: Path) -> list[list[dict]]:
     """What each process wrote down; a line that a kill cut off is of a step that doesn't count."""
     found = []

@@ -166,14 +166,13 @@ def granted(start: int, end: int, name: str = "lease-0") -> GrantedLease:
     return GrantedLease(name, "n", start, end, start, 0, 0, 1, TTL_S)
 
 
-@given(st.permutations(range(5)))
-def test_a_cursor_stops_at_what_somebody_still_has(order):
+@given(st.permutations(range(5)), st.permutations(range(5)))
+def test_a_cursor_stops_at_what_somebody_still_has(handed, order):
     holding = Holding()
     ((number, _),) = holding.grant([granted(0, 20)], 0.0)
     portions = [Portion(number, start, start + 4) for start in range(0, 20, 4)]
-    for portion in portions:
-        holding.hand_out(portion, 4, 40)
-        holding.hand_out(portion, 4, 40)
+    for place in [*handed, *handed]:
+        holding.hand_out(portions[place], 4, 40)
     done: set[int] = set()
     for place in order:
         complete = holding.take(portions[place])

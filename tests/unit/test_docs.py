@@ -149,7 +149,7 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):
         for number in range(3):
             Image.new("RGB", (40, 30), (number, 0, 0)).save(f"photos/{label}/{number}.png")
     snippets = code_blocks(ROOT / "README.md", "python")
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     for snippet in snippets:
         code_lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import", "from"))]
         assert len(code_lines) <= 6
@@ -157,4 +157,5 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("6 samples, ")
     epochs = [f"{epoch} torch.Size([6, 3, 224, 224]) torch.Size([6])" for epoch in range(3)]
-    assert printed[1:] == ["True", *epochs, "[Notification(sender='prefill', message=b'page 0')]"]
+    shared = "6 samples, each once, on all nodes together"
+    assert printed[1:] == ["True", *epochs, shared, "[Notification(sender='prefill', message=b'page 0')]"]

@@ -24,8 +24,7 @@ __all__ = ["Client", "Credentials", "addresses_of"]
 _TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
 _LOST: Final = ("NOT_FOUND", "FAILED_PRECONDITION")
 _LEADER: Final = "penstock-leader"  # trailing metadata of a follower's answer: where the leader is
-_LEAST_ATTEMPT_S: Final = 1.0
-_MOST_ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
+_ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
 _FIRST_PAUSE_S: Final = 0.05
 _MOST_PAUSE_S: Final = 1.0
 
@@ -116,6 +115,7 @@ class Client:
         self._channel_credentials = self._credentials.channel() if encrypted or any(files) else None
         self._job_id = job_id
         self.timeout_s = timeout_s
+        self.attempt_s = min(_ATTEMPT_S, timeout_s)  # how long one attempt may take
         self._max_message_bytes = max_message_bytes
         self._lock = threading.Lock()
         self._channels: dict[str, tuple[grpc.Channel, CoordinatorStub]] = {}
@@ -237,7 +237,7 @@ class Client:
         name: str,
         within_s: float | None,
         *,
-        attempt_s: float = _MOST_ATTEMPT_S,
+        attempt_s: float | None = None,
     ) -> Any:
         within_s = self.timeout_s if within_s is None else within_s
         deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
@@ -245,7 +245,7 @@ class Client:
             left_s = deadline - time.monotonic()
             address = self._at
             try:
-                return attempt(self._stub(address), max(_LEAST_ATTEMPT_S, min(left_s, attempt_s)))
+                return attempt(self._stub(address), attempt_s or self.attempt_s)
             except grpc.RpcError as error:
                 leader = self._read(error, name, address)
             left_s = deadline - time.monotonic()

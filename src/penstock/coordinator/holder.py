@@ -34,6 +34,7 @@ __all__ = ["Holder", "Member", "join"]
 
 _SLICE_S: Final = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _POLL_S: Final = 0.2  # between questions whether all nodes are there
+_LEAST_ATTEMPT_S: Final = 1.0
 _CLOSE_S: Final = 5.0  # for the last words
 _JOIN_S: Final = 10.0
 _MOST_PAUSE_S: Final = 1.0
@@ -106,6 +107,7 @@ class Holder:
         self._want = want
         ttl_s = member.registered.lease_ttl_s
         self._report_s = min(report_interval_s, ttl_s / 4)
+        client.attempt_s = min(client.attempt_s, max(_LEAST_ATTEMPT_S, ttl_s / 2))
         self.stats = stats
         self._holding = Holding()
         self.lost_total = 0

@@ -8,7 +8,6 @@ that it is somebody else's.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -65,8 +64,7 @@ class _Held:
     lease: GrantedLease
     until_s: float
     cursor: int  # all before it are done
-    handed: int  # all before it were handed out
-    out: deque[_Out] = field(default_factory=deque)
+    out: dict[int, _Out] = field(default_factory=dict)  # handed out and not behind the cursor, by first sample
     samples: int = 0  # done, and not told yet
     payload_bytes: int = 0
     told: int = -1  # the cursor that the coordinator confirmed
@@ -105,12 +103,12 @@ class Holding:
             if lease.lease_id in known:
                 continue
             self._numbers += 1
-            self._held[self._numbers] = _Held(lease, asked_s + _safe(lease.ttl_s), lease.cursor, lease.cursor)
+            self._held[self._numbers] = _Held(lease, asked_s + _safe(lease.ttl_s), lease.cursor)
             fresh.append((self._numbers, lease))
         return fresh
 
     def ask(self, portion: Portion, now: float) -> Answer:
-        """Whether a portion may be handed out now. Portions of a lease come in order, without gaps."""
+        """Whether a portion may be handed out now."""
         held = self._held.get(portion.lease)
         if held is None:
             return Answer.NO
@@ -119,21 +117,18 @@ class Holding:
     def hand_out(self, portion: Portion, samples: int, payload_bytes: int) -> None:
         """It is the consumer's now; saying so twice is no error."""
         held = self._held[portion.lease]
-        if portion.end <= held.handed:
-            return
-        assert portion.start == held.handed, "portions of a lease are handed out in order"
-        held.handed = portion.end
-        held.out.append(_Out(portion.end, samples, payload_bytes))
+        if portion.start >= held.cursor and portion.start not in held.out:
+            held.out[portion.start] = _Out(portion.end, samples, payload_bytes)
 
     def take(self, portion: Portion) -> bool:
         """The consumer is done with it; True where that completes its lease."""
         held = self._held.get(portion.lease)
         if held is None:
             return False
-        for each in held.out:
-            each.done = each.done or each.end == portion.end
-        while held.out and held.out[0].done:
-            done = held.out.popleft()
+        if portion.start in held.out:
+            held.out[portion.start].done = True
+        while (done := held.out.get(held.cursor)) is not None and done.done:  # several threads may have some
+            del held.out[held.cursor]
             held.cursor = done.end
             held.samples += done.samples
             held.payload_bytes += done.payload_bytes

@@ -28,6 +28,7 @@ from penstock.distributed.lease_plan import lease_units, units_of
 from penstock.errors import ConfigError, CoordinatorRefused, ManifestNotFound, ResumeError
 from penstock.loader.batch import Batch
 from penstock.loader.course import Course, begin
+from penstock.loader.faults import Fault, Tally
 from penstock.loader.loader import DataLoader, Loader
 from penstock.loader.plan import Unit
 from penstock.loader.work import Delivery
@@ -213,6 +214,13 @@ class _Leased(Loader[T]):
             if self._holder.idle:
                 raise _Idle
             time.sleep(_POLL_S)
+
+    def _told(self, faults: tuple[Fault, ...]) -> Tally:
+        try:
+            return super()._told(faults)
+        except BaseException:
+            self._hands.pop(threading.get_ident(), None)  # it isn't handed out
+            raise
 
     def _settle(self, *threads: int) -> None:
         """What these threads have is done, unless they say so themselves."""
