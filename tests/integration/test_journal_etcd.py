@@ -361,6 +361,7 @@ def test_an_entry_that_somebody_took_away_is_told(etcd_server, etcd_namespace, o
 @pytest.mark.parametrize(
     ("where", "what"),
     [("head", b"{}"), ("head", b"\xff"), ("head", b'{"format":2,"first":1,"last":1,"term":1}')]
+    + [("head", b'{"format":1,"first":"x","last":1,"term":1}')]
     + [(f"entry/{1:016d}/{0:06d}", what) for what in (b"", b"\xff", b"x\x9c\x03\x00\x00\x00\x00\x01")],
 )
 def test_what_isnt_a_journal_is_told(etcd_server, etcd_namespace, open_, where, what):
@@ -371,6 +372,14 @@ def test_what_isnt_a_journal_is_told(etcd_server, etcd_namespace, open_, where, 
     etcd_server.call("/v3/kv/put", key=text_of(f"{etcd_namespace}job/{where}".encode()), value=text_of(what))
     with pytest.raises(CoordinatorError, match="can't be read|is damaged"):
         open_(etcd_server.endpoint).lead(10)
+
+
+@pytest.mark.parametrize("what", [b"", b"\xff", b"{}", b"[]"])
+def test_a_leader_that_is_no_coordinator_is_told(etcd_server, etcd_namespace, open_, what):
+    key = text_of(f"{etcd_namespace}job/leader".encode())
+    etcd_server.call("/v3/kv/put", key=key, value=text_of(what))
+    with pytest.raises(CoordinatorError, match="no coordinator wrote"):
+        open_(etcd_server.endpoint).leader()
 
 
 def test_jobs_are_apart(etcd_server, etcd_namespace):

@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 from penstock.coordinator.journal.etcd_log import get, put
-from penstock.errors import ClosedError, DeadlineExceeded, PeerRefused, PeerUnreachable, PenstockError
+from penstock.errors import ClosedError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable, PenstockError
 from penstock.etcd import Gateway, Message
 from penstock.etcd.messages import entries, from_text, number_in, revision_of
 from penstock.net import Deadline
@@ -174,11 +174,19 @@ class Leadership:
 
 
 def leader_at(answer: Message) -> str | None:
-    """The address in an answer to a look at the key."""
+    """The address in an answer to a look at the key.
+
+    Raises:
+        MetadataError: something else lies there.
+    """
     found = entries(answer, "kvs")
     if not found:
         return None
-    return str(json.loads(from_text(found[0].get("value", ""))).get("address"))
+    value = from_text(found[0].get("value", ""))
+    try:
+        return str(json.loads(value)["address"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise MetadataError(f"the leader's key in etcd holds {value[:80]!r}, which no coordinator wrote") from error
 
 
 def _own_term(answer: Message, lease_id: str) -> int | None:

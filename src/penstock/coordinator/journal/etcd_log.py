@@ -60,7 +60,7 @@ def read_head(data: bytes) -> Head:
         fields = json.loads(data)
         if fields.pop("format") != FORMAT:
             raise ValueError("another version of Penstock wrote it; go on with that")
-        return Head(**fields)
+        return Head(**{name: int(value) for name, value in fields.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CoordinatorError(f"the journal's head in etcd can't be read ({error}): {data[:80]!r}") from None
 
