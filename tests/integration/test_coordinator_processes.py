@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from tests.coordinators import JOB_ID, Node, Process, nodes
 from tests.server_process import free_ports
 
+from penstock import DistributedDataLoader
 from penstock.cli.main import main
 from penstock.coordinator.blocks import join_intervals
 from penstock.coordinator.wire import coordinator_pb2 as wire
@@ -161,6 +164,45 @@ def test_a_dataset_link_is_resolved_and_its_manifest_handed_out(log, tmp_path):
         assert (lease.range.start_id, lease.range.end_id) == (0, 5)
 
 
+def test_our_loaders_share_a_job_whose_coordinator_is_killed_in_the_middle(log, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(60):
+        (data / f"{number:02}.txt").write_text(str(number))
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "manifests"))
+    monkeypatch.setenv("PENSTOCK_COORD_TOKEN", "secret")
+    (port,) = free_ports(1)
+    options = (f"--addr=127.0.0.1:{port}", f"--journal={tmp_path / 'journal'}", f"--dataset-link={data}")
+    options = (*options, "--world-size=2", "--dev-block-size=6", "--shuffle")
+    taken: dict[str, list[int]] = {"a": [], "b": []}
+    middle, went_on = threading.Barrier(3, timeout=20), threading.Event()
+
+    def work(node_id: str) -> None:
+        with DistributedDataLoader(
+            coord_url=f"http://127.0.0.1:{port}", job_id="job", node_id=node_id, batch_size_samples=2
+        ) as loader:
+            for step, batch in enumerate(loader):
+                taken[node_id] += batch.sample_ids
+                if step == 2:
+                    middle.wait()
+                    assert went_on.wait(20)
+
+    with ExitStack() as stack:
+        first = stack.enter_context(Process(log, *options))
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        working = [threads.submit(work, node_id) for node_id in taken]
+        middle.wait()
+        first.kill()
+        second = stack.enter_context(Process(log, *options))
+        went_on.set()
+        for each in working:
+            each.result(20)
+        assert second.end() == 0
+    assert taken["a"] and taken["b"]
+    assert sorted(taken["a"] + taken["b"]) == list(range(60))
+    assert len(second.events("job_drained")) == 1
+
+
 def test_mx8s_environment_is_read_and_options_win(log, tmp_path):
     environment = {
         "MX8_COORD_BIND_ADDR": "127.0.0.1:0",
@@ -202,7 +244,7 @@ def test_bad_options_are_refused_with_what_to_do(capsys, tmp_path, monkeypatch):
     token = tmp_path / "token.json"
     token.write_text(json.dumps({"format": 1, "manifest_hash": "x", "samples": 10, "shuffle": False, "seed": 0}))
     refused(capsys, "the checkpoint is of manifest_hash 'x'", some, f"--resume={token}")
-    refused(capsys, "there is no 'redis'", some, "--journal=redis://x")
+    refused(capsys, "there is no journal 'redis://x'", some, "--journal=redis://x")
     monkeypatch.setenv("MX8_SEED", str(2**64))
     refused(capsys, f"MX8_SEED={2**64}; give at most", some)
 
