@@ -25,10 +25,10 @@ NODE = Path(__file__).with_name("shared_node.py")
 class Program:
     """A node's process, and what it said."""
 
-    def __init__(self, coordinator, node_id: str, root: Path, **arguments) -> None:
+    def __init__(self, addr: str, node_id: str, root: Path, **arguments) -> None:
         given = [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
         self.process = subprocess.Popen(
-            [sys.executable, str(NODE), f"http://{coordinator.addr}", node_id, str(root), *given],
+            [sys.executable, str(NODE), f"http://{addr}", node_id, str(root), *given],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -96,7 +96,7 @@ def coordinator(packed, tmp_path):
 @pytest.fixture
 def node(tmp_path):
     def start(coordinator, node_id: str, **arguments) -> Program:
-        return Program(coordinator, node_id, tmp_path / "own", **arguments)
+        return Program(coordinator.addr, node_id, tmp_path / "own", **arguments)
 
     return start
 
@@ -227,3 +227,20 @@ def test_a_manifest_beyond_one_message_is_streamed(coordinator, node, tmp_path):
         assert sorted(a.end()) == list(range(rows))
     (kept,) = (tmp_path / "own" / "by-hash").iterdir()
     assert kept.stat().st_size > 4 << 20
+
+
+def test_another_coordinator_takes_over_and_nodes_find_it(coordinator, node, tmp_path):
+    """One node is told both addresses, and the other only that of the one which doesn't lead yet."""
+    options = {"journal": f"file:{tmp_path / 'journal'}"}
+    with (
+        coordinator("--world-size=2", "--lease-ttl-ms=2000", **options) as first,
+        coordinator("--world-size=2", "--lease-ttl-ms=2000", **options) as second,
+        Program(f"{first.addr},http://{second.addr}", "a", tmp_path / "own", pause_ms=10) as a,
+        node(second, "b", pause_ms=10, want=2) as b,
+    ):
+        for program in (a, b):
+            while len(program.ids()) < 100:
+                assert program.read(), program.said[-1:]
+        first.process.kill()
+        everything = Counter(a.end() + b.end())
+    assert everything == Counter(range(SAMPLES))
