@@ -418,7 +418,7 @@ def test_several_threads_share_a_loader(coordinator, join):
 
 def test_a_batch_with_too_many_faults_is_not_done(coordinator, join):
     def broken(sample):
-        raise ValueError(sample.sample_id)
+        raise ValueError(sample)
 
     shared = coordinator()
     loader = join(shared, transform=broken, transform_bytes=8, on_error="skip", max_errors=20)
