@@ -1,4 +1,4 @@
-"""``penstock top``: the loaders that run now, live."""
+"""``penstock top``: the loaders that run now, or a job that nodes share, live."""
 
 from __future__ import annotations
 
@@ -32,12 +32,17 @@ def top(
     pid: Annotated[int | None, typer.Argument(help="Only loaders of this process.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print what is there now, and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    coord: Annotated[str | None, typer.Option(help="The job of this coordinator instead: http://host:port.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the running loaders of this user: rates, data wait, memory in flight; Ctrl-C ends it.
 
-    --json prints one reading, as --once does. A loader shows itself after its first second.
+    --json prints one reading, as --once does. A loader shows itself after its first second. With --coord, the URL of a
+    coordinator or of its page, it shows that job: progress, nodes, leases and events.
     """
+    if coord is not None:
+        _job(coord, pid, once=once, interval_s=interval, as_json=as_json)
+        return
     if once or as_json:
         _print(_rows(pid), pid, as_json=as_json)
         return
@@ -45,6 +50,19 @@ def top(
         _watch(pid, interval)
     except KeyboardInterrupt:
         return  # the way to end it
+
+
+def _job(url: str, pid: int | None, *, once: bool, interval_s: float, as_json: bool) -> None:
+    from penstock.cli.top_job import show_job
+    from penstock.coordinator.ask import ask_for_snapshot
+
+    if pid is not None:
+        raise ConfigError(f"--coord shows a whole job, not process {pid}; give one of them")
+    token = config.lookup("COORD_TOKEN")
+    try:
+        show_job(lambda: ask_for_snapshot(url, token=token), once=once, interval_s=interval_s, as_json=as_json)
+    except KeyboardInterrupt:
+        return
 
 
 @dataclass(frozen=True, slots=True)
