@@ -189,6 +189,12 @@ VARIABLES: dict[str, Variable] = {
     "COORD_TOKEN": _own(
         "COORD_TOKEN", "unset", "secret that a coordinator asks for, and that its nodes give", seed=False
     ),
+    "COORD_PAGE_ADDR": _own(
+        "COORD_PAGE_ADDR",
+        "127.0.0.1, the port after COORD_BIND_ADDR's",
+        "where a coordinator serves the page that shows its job; off = nowhere",
+        seed=False,
+    ),
     "COORD_JOURNAL": _own(
         "COORD_JOURNAL",
         "a file in $XDG_STATE_HOME/penstock",

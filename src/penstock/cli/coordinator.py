@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -66,6 +65,7 @@ def coordinator(
     leader_ttl_ms: Annotated[int, typer.Option(min=500, help="Silence after which another leads (etcd).")] = 3000,
     grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, help="Most in one message.")] = None,
     metrics_snapshot_interval_ms: Annotated[int | None, typer.Option(min=0, help="Log progress; 0 = never.")] = None,
+    page_addr: Annotated[str | None, typer.Option(help="host:port of a page to look at; '' = none.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON document a line.")] = False,
 ) -> None:
     """Share one job out to many nodes, as leases of samples; nodes that die lose theirs to others.
@@ -76,20 +76,19 @@ def coordinator(
     from penstock.coordinator.server import MAX_MESSAGE_BYTES, Settings
 
     log_to_stderr(as_json=log_json)
-    name = _text("JOB_ID", job_id, "local-job")
     settings = Settings(
         addr=_text("COORD_BIND_ADDR", addr, "127.0.0.1:50051"),
-        job_id=name,
+        job_id=_text("JOB_ID", job_id, "local-job"),
         journal=_text("COORD_JOURNAL", journal, f"{config.state_dir() / 'coordinator'}/"),
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
         access=_access(token, tls_cert, tls_key, tls_client_ca),
         max_message_bytes=_number("GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096),
         anew=anew,
+        page_addr=page_addr if page_addr is not None else config.lookup("COORD_PAGE_ADDR"),
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,
     )
-    begins = _terms(lease_ttl_ms, heartbeat_interval_ms)
-    terms = replace(begins, barrier_timeout_s=barrier_timeout, min_world_size=min_world_size, steal=steal)
+    terms = _terms(lease_ttl_ms, heartbeat_interval_ms, barrier_timeout, min_world_size, steal=steal)
     asked = Asked(
         link=_text("DATASET_LINK", dataset_link, ""),
         manifest_hash=_text("MANIFEST_HASH", manifest_hash, "dev"),
@@ -121,12 +120,17 @@ def _access(token: str | None, cert: Path | None, key: Path | None, client_ca: P
     )
 
 
-def _terms(lease_ttl_ms: int | None, heartbeat_interval_ms: int | None) -> Terms:
+def _terms(
+    lease_ttl_ms: int | None, heartbeat_ms: int | None, barrier_timeout_s: float | None, least: int, *, steal: bool
+) -> Terms:
     from penstock.coordinator.state import Terms
 
     return Terms(
         lease_ttl_s=_number("LEASE_TTL_MS", lease_ttl_ms, 10_000, least=_LEAST_TTL_MS) / 1000,
-        heartbeat_interval_s=_number("HEARTBEAT_INTERVAL_MS", heartbeat_interval_ms, 1000, least=1) / 1000,
+        heartbeat_interval_s=_number("HEARTBEAT_INTERVAL_MS", heartbeat_ms, 1000, least=1) / 1000,
+        barrier_timeout_s=barrier_timeout_s,
+        min_world_size=least,
+        steal=steal,
     )
 
 
@@ -158,6 +162,8 @@ async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Set
     size = f"{output.counted(job.samples, 'sample')}, {output.counted(job.world_size, 'node')}"
     role = f"follows {follows}" if state is None else "leads"
     output.line(f"coordinator ready at {server.addr}: {role} job {settings.job_id}, {size}, {job.manifest_hash}")
+    if server.page is not None:
+        output.line(f"page at {server.page.url}")
     sys.stdout.flush()
     if state is not None and state.course.phase in {"drained", "failed"}:
         _log.warning(

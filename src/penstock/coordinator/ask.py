@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+import ssl
 from urllib.parse import urlsplit
 
 from penstock.coordinator.snapshot import FORMAT, Snapshot
-from penstock.errors import ConfigError, CoordinatorError, CoordinatorRefused, CoordinatorUnreachable
+from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable
 
 __all__ = ["ask_for_snapshot"]
 
 _MOST_BYTES = 4 << 20
-_LEADER = "penstock-leader"  # where a coordinator that doesn't lead says who does
 
 
 def ask_for_snapshot(url: str, *, token: str | None = None, job_id: str = "top", timeout_s: float = 5.0) -> Snapshot:
     """The job as it is now.
 
     Args:
-        url: ``http://host:port``, ``https://host:port`` or ``host:port`` of the coordinator or of its page.
+        url: ``http://host:port``, ``https://host:port`` or ``host:port`` of the coordinator or of its page; of
+            several coordinators all, with commas between them.
         token: that it asks for, if it does.
         job_id: as gRPC wants one; any will do.
         timeout_s: until it answers.
@@ -30,13 +30,14 @@ def ask_for_snapshot(url: str, *, token: str | None = None, job_id: str = "top",
         CoordinatorUnreachable: nobody answers there.
         CoordinatorRefused: somebody does, and doesn't tell.
     """
+    if "," in url:  # several coordinators have no page in common
+        return _read(_from_grpc(url, token, job_id, timeout_s), url)
     host, port, encrypted = _parts(url)
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
         text = _from_page(host, port, headers, timeout_s, encrypted=encrypted)
-    except (http.client.HTTPException, ConnectionResetError):  # that isn't HTTP/1.1, so it may be gRPC
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        text = _from_grpc(address, headers, job_id, timeout_s, encrypted=encrypted)
+    except (http.client.HTTPException, ConnectionResetError, ssl.SSLError):  # that isn't HTTP/1.1, so it may be gRPC
+        text = _from_grpc(url, token, job_id, timeout_s)
     except OSError as error:
         raise CoordinatorUnreachable(f"no coordinator answers at {url}: {error}; is it running there?") from None
     return _read(text, url)
@@ -70,38 +71,14 @@ def _code(status: int) -> str:
     return {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}.get(status, "INVALID_ARGUMENT")
 
 
-def _from_grpc(address: str, headers: dict[str, str], job_id: str, timeout_s: float, *, encrypted: bool) -> str:
-    import grpc
+def _from_grpc(url: str, token: str | None, job_id: str, timeout_s: float) -> str:
+    from penstock.coordinator.client import Client, Credentials
 
-    from penstock.coordinator.wire import coordinator_pb2 as wire
-    from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
-
-    for _ in range(2):
-        secret = grpc.ssl_channel_credentials() if encrypted else None
-        with grpc.secure_channel(address, secret) if secret else grpc.insecure_channel(address) as channel:
-            try:
-                request = wire.SnapshotRequest(job_id=job_id)
-                answer = CoordinatorStub(channel).Snapshot(request, timeout=timeout_s, metadata=tuple(headers.items()))
-            except grpc.RpcError as error:
-                leader = _leader(error)
-                if leader in (None, address):
-                    raise _refusal(error, address) from None
-                address = leader
-            else:
-                return str(answer.snapshot)
-    raise CoordinatorUnreachable(f"{address} doesn't lead the job any more; ask again")
-
-
-def _leader(error: Any) -> str | None:
-    trailing = error.trailing_metadata() or ()
-    return next((str(value) for name, value in trailing if name == _LEADER), None)
-
-
-def _refusal(error: Any, address: str) -> CoordinatorError:
-    code = error.code().name
-    if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-        return CoordinatorUnreachable(f"no coordinator that leads answers at {address}: {error.details()}")
-    return CoordinatorRefused(f"{address} says: {error.details()}", code=code)
+    client = Client(url, job_id, timeout_s=timeout_s, credentials=Credentials(token=token))
+    try:
+        return client.snapshot()
+    finally:
+        client.close()
 
 
 def _read(text: str, url: str) -> Snapshot:

@@ -173,6 +173,10 @@ class Client:
         """Begin the job where a checkpoint says. Raises as ``register``."""
         self._call("Restore", wire.RestoreRequest(job_id=self._job_id, token=json.dumps(dict(checkpoint))), within_s)
 
+    def snapshot(self, within_s: float | None = None) -> str:
+        """The job as people are shown it: JSON (``snapshot.snapshot_of``). Raises as ``register``."""
+        return str(self._call("Snapshot", wire.SnapshotRequest(job_id=self._job_id), within_s).snapshot)
+
     def manifest(self, manifest_hash: str, out: IO[bytes]) -> int:
         """Write a manifest's text to a file, and hash it.
 

@@ -15,10 +15,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from penstock.coordinator.access import Access, TokenCheck, check_address, credentials, is_loopback, split_address
 from penstock.coordinator.events import Restore
 from penstock.coordinator.journal.opening import open_journal
+from penstock.coordinator.page import PageServer, open_page
 from penstock.coordinator.seat import Seat
 from penstock.coordinator.service import CoordinatorService
 from penstock.coordinator.snapshot import snapshot_of
 from penstock.coordinator.state import Job, Terms
+from penstock.coordinator.watch import Watch
 from penstock.coordinator.wire.coordinator_pb2 import DESCRIPTOR
 from penstock.coordinator.wire.coordinator_pb2_grpc import add_CoordinatorServicer_to_server
 from penstock.dataset.manifest_store import ManifestStore
@@ -55,6 +57,7 @@ class Settings:
         access: who may take part.
         max_message_bytes: of one message, either way.
         anew: forget what the journal holds.
+        page_addr: host:port of the page; "" = none, None = on loopback, next to ``addr``.
         report_interval_s: how often it is logged how far the job is; 0 = never.
     """
 
@@ -66,6 +69,7 @@ class Settings:
     access: Access = field(default_factory=Access)
     max_message_bytes: int = MAX_MESSAGE_BYTES
     anew: bool = False
+    page_addr: str | None = ""
     report_interval_s: float = 0.0
 
 
@@ -84,6 +88,7 @@ class CoordinatorServer:
         seat: from which the job is led.
         addr: host:port that it listens on.
         announced: host:port by which nodes reach it.
+        page: what people look at, while this runs; None = nothing.
 
     Raises:
         ConfigError: the port is in use, or the settings can't be.
@@ -110,8 +115,10 @@ class CoordinatorServer:
             settings.journal, job_id=settings.job_id, address=self.announced, ttl_s=settings.leader_ttl_s
         )
         self.seat = Seat(journal, job, terms, checkpoint=checkpoint, anew=settings.anew)
+        self.page: PageServer | None = None
+        self._watch = Watch(self.seat)
         service = CoordinatorService(
-            self.seat, manifests, dataset_base=dataset_base, max_message_bytes=settings.max_message_bytes
+            self.seat, self._watch, manifests, dataset_base=dataset_base, max_message_bytes=settings.max_message_bytes
         )
         add_CoordinatorServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -126,10 +133,12 @@ class CoordinatorServer:
 
         Raises:
             CoordinatorError: the journal is damaged, or of another job.
+            ConfigError: the page can't be served where it was asked for.
         """
+        await self._open_page()
         leading = asyncio.ensure_future(self.seat.run())
         stopping = asyncio.ensure_future(self._stopping.wait())
-        beside = [stopping, *map(asyncio.ensure_future, (self._tell_health(), self._report()))]
+        beside = [stopping, *map(asyncio.ensure_future, (self._tell_health(), self._report(), self._watch.run()))]
         try:
             await self._server.start()
             if started is not None:
@@ -137,12 +146,21 @@ class CoordinatorServer:
             await asyncio.wait([leading, stopping], return_when=asyncio.FIRST_COMPLETED)
             await self._health.enter_graceful_shutdown()
         finally:
+            if self.page is not None:
+                await self.page.close()
             await self._server.stop(grace_s)  # calls that have begun are answered, by a seat that still decides
             await self.seat.close()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await leading
+
+    async def _open_page(self) -> None:
+        try:
+            self.page = await open_page(self._watch, self._settings.page_addr, self.addr, self._settings.access)
+        except BaseException:
+            await self.seat.close()
+            raise
 
     def stop(self) -> None:
         """End: answer what was asked, keep what was decided, let somebody else lead. From the loop's thread."""

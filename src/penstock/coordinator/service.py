@@ -13,9 +13,9 @@ import grpc
 from penstock.coordinator.events import Event, Granted, Refused, Registered, Reply
 from penstock.coordinator.manifests import ManifestText
 from penstock.coordinator.seat import Seat
-from penstock.coordinator.snapshot import snapshot_of
 from penstock.coordinator.state import State
 from penstock.coordinator.token import checkpoint_of, read_checkpoint
+from penstock.coordinator.watch import Watch
 from penstock.coordinator.wire import convert
 from penstock.coordinator.wire import coordinator_pb2 as wire
 from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorServicer
@@ -52,6 +52,7 @@ class CoordinatorService(CoordinatorServicer):
 
     Args:
         seat: from which the job is led.
+        watch: what is told of the job to people.
         manifests: where they are kept; None = nowhere.
         dataset_base: what relative locations in the manifest are joined to.
         max_message_bytes: of a whole manifest in one message.
@@ -61,6 +62,7 @@ class CoordinatorService(CoordinatorServicer):
     def __init__(
         self,
         seat: Seat,
+        watch: Watch,
         manifests: ManifestStore | None,
         *,
         dataset_base: str,
@@ -68,6 +70,7 @@ class CoordinatorService(CoordinatorServicer):
         unix_time_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._seat = seat
+        self._watch = watch
         self._manifests = manifests
         self._dataset_base = dataset_base
         self._max_message_bytes = max_message_bytes
@@ -118,8 +121,8 @@ class CoordinatorService(CoordinatorServicer):
 
     async def Snapshot(self, request: wire.SnapshotRequest, context: _Context) -> wire.SnapshotResponse:
         """The job as it is."""
-        state = await self._state(request.job_id, context)
-        return wire.SnapshotResponse(snapshot=json.dumps(snapshot_of(state, self._seat.now())))
+        await self._state(request.job_id, context)
+        return wire.SnapshotResponse(snapshot=(await self._watch.text()).decode())
 
     async def GetManifest(self, request: wire.GetManifestRequest, context: _Context) -> wire.GetManifestResponse:
         """A manifest in one message."""

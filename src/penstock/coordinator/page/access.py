@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 from penstock.coordinator.page.http import Answer, Request
 
-__all__ = ["is_loopback", "refused"]
+__all__ = ["refused"]
 
 
 def refused(request: Request, token: str | None) -> Answer | None:
@@ -56,12 +56,6 @@ def _given(authorization: str) -> bytes:
 def _is_ours(host: str) -> bool:
     name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".") == "localhost" or _address(name) is not None
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, in numbers, is of this machine alone."""
-    found = _address(address.partition("%")[0])
-    return found is not None and found.is_loopback
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

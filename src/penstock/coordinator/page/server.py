@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from penstock.coordinator.page.access import is_loopback
+from penstock.coordinator.access import is_loopback
 from penstock.coordinator.page.http import Answer, BadRequest, Request, answer_head, parse_request
 from penstock.coordinator.page.routes import EVENTS, answer_to
 from penstock.coordinator.watch import Watch
