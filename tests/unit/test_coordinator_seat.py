@@ -20,6 +20,7 @@ from penstock.coordinator.events import (
     Register,
     RequestLease,
     Restore,
+    Tick,
 )
 from penstock.coordinator.journal import MemoryJournal, MemoryRecords
 from penstock.coordinator.seat import Seat
@@ -159,6 +160,27 @@ def test_who_was_asleep_itself_blames_nobody():
             while seat.state.course.fence == fence:
                 await asyncio.sleep(0.01)
             assert lease.lease_id in seat.state.leases
+
+    asyncio.run(run())
+
+
+def test_a_journal_that_was_long_in_answering_ends_no_lease():
+    async def run():
+        journal = Watched()
+        async with seated(journal, terms=Terms(lease_ttl_s=0.4)) as seat:
+            await seat.do(REGISTER)
+            (lease,) = (await seat.do(REQUEST)).leases
+            journal.free.clear()
+            fence = seat.state.course.fence
+            asking = asyncio.ensure_future(seat.do(REQUEST))
+            await asyncio.sleep(0.1)
+            tick = asyncio.ensure_future(seat.do(Tick()))  # it waits before the report, and is decided too late
+            report = asyncio.ensure_future(seat.do(Progress("job", "a", lease.lease_id, lease.start)))
+            await asyncio.sleep(0.6)
+            journal.free.set()
+            await asyncio.gather(asking, tick)
+            assert await report == Done()
+            assert seat.state.course.fence > fence
 
     asyncio.run(run())
 

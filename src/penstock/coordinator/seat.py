@@ -241,6 +241,12 @@ class Seat:
         self._tell(now, notes)
         for (_, future), reply in zip(group, replies, strict=True):
             _settle(future, reply)
+        if self._clock() - now > self._terms.lease_ttl_s / 2:
+            self._forgive()
+
+    def _forgive(self) -> None:
+        """The journal was long in answering: reports wait behind it, and a tick before them would end their leases."""
+        self._waiting.appendleft((Recover(0), asyncio.get_running_loop().create_future()))
 
     async def _tick(self) -> None:
         """Let time pass. Who was asleep itself doesn't blame others for it: then all time begins again."""
