@@ -187,7 +187,7 @@ class Storm:
 
     def leader(self) -> Program:
         """The coordinator that led last."""
-        return max(self.coordinators, key=lambda one: max(map(int, one.said(r"event=leading\b.*?term=(\d+)")), default=0))
+        return max(self.coordinators, key=_last_term)
 
     def fault(self, kind: str) -> contextlib.AbstractContextManager[None] | None:
         """One to begin now; None where there is nothing that it could hit."""
@@ -284,9 +284,9 @@ class Storm:
                 raise self._broken(f"{part['name']} has {len(text)} bytes")
             found += map(json.loads, text.decode().splitlines())
         if found != [[sample, text_of(sample)] for sample in range(SAMPLES)]:
-            wrong = Counter(sample for sample, _ in found)
-            wrong.subtract(range(SAMPLES))
-            raise self._broken(f"samples that are there too often or never: {({k: n for k, n in wrong.items() if n})}")
+            times = Counter(sample for sample, _ in found)
+            wrong = {sample: times[sample] for sample in range(SAMPLES) if times[sample] != 1}
+            raise self._broken(f"the output isn't each sample once, as it was; there too often or never: {wrong}")
         for one in self.coordinators:
             if bad := one.said(r".*(?:overlap_detected|Traceback|couldn't be decided).*"):
                 raise self._broken(f"{one.name} said {bad[0]}")
@@ -322,6 +322,10 @@ class Storm:
     def end(self) -> None:
         for one in (*self.nodes, *self.coordinators):
             one.kill()
+
+
+def _last_term(coordinator: Program) -> int:
+    return max(map(int, coordinator.said(r"event=leading\b.*?term=(\d+)")), default=0)
 
 
 def run_storm(ground: Ground, seed: int, *, work_s: float, seconds: float) -> Counter[str]:
