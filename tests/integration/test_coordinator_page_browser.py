@@ -120,7 +120,7 @@ def test_it_moves_without_being_asked(show, look):
     row = page.tab.query_selector("#nodes tr")
     show.advance(11)
     show.tick()
-    page.until_text("#events li:nth-child(1)", r"rank_released.*4 blocks of b go to the others|4 blocks of a")
+    page.until_text("#events li:nth-child(1)", "rank_released.*5 blocks of b go to the others")
     page.until_text("#events", r"lease-0 of a ended at 75, before 100")
     assert row.is_visible(), "rows stay the same ones, so what is selected in them stays so"
     assert len([url for url in page.asked if url.endswith("/events")]) == 1, "one stream told all of it"

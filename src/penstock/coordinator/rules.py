@@ -407,7 +407,8 @@ def _tick(draft: Draft, now: float) -> tuple[Reply, str]:
     ttl_s = draft.state.terms.lease_ttl_s
     late = [lease_id for lease_id, held in draft.state.held.items() if held.renewed_s + ttl_s <= now]
     expired = _end_leases(draft, late, "no report of it was accepted")
-    silent = [node_id for node_id, pulse in draft.state.pulses.items() if pulse.heard_s + ttl_s <= now]
+    # Sorted: a Map's own order is another one in each process.
+    silent = sorted(node_id for node_id, pulse in draft.state.pulses.items() if pulse.heard_s + ttl_s <= now)
     released = sum(_open_queue(draft, draft.state.nodes[node_id].rank) for node_id in silent)
     heard = [held.renewed_s for held in draft.state.held.values()]
     heard += [pulse.heard_s for pulse in draft.state.pulses.values() if pulse.heard_s + ttl_s > now]
