@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import subprocess
 import threading
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.coordinators import BACK_SOON, JOB_ID, Node, Threaded, nodes, running
 
 from penstock.coordinator.access import Access, check_address, split_address
+from penstock.coordinator.manifests import ManifestText
 from penstock.coordinator.server import Settings
 from penstock.coordinator.state import Job, Terms
 from penstock.coordinator.wire import coordinator_pb2 as wire
@@ -64,6 +66,21 @@ def test_a_manifest_beyond_4_mib_streams_in_chunks_of_at_most_1_mib(handing_out,
     whole = handing_out.stub.GetManifest(asked(manifest_hash))
     assert (whole.manifest_bytes, whole.schema_version) == (text, 0)
     assert handing_out.register().dataset_base == "/data"
+
+
+def test_chunks_are_small_whatever_the_store_gives():
+    class Store:
+        def pieces(self, _manifest_hash):
+            yield b"schema_version=1\n" + b"x" * 3 * MIB
+            yield b"y" * (MIB + 1)
+
+    async def read():
+        text = await ManifestText.open(Store(), "h")
+        return text.schema_version, [chunk async for chunk in text.chunks()]
+
+    version, chunks = asyncio.run(read())
+    assert version == 1 and max(map(len, chunks)) <= MIB
+    assert b"".join(chunks) == b"schema_version=1\n" + b"x" * 3 * MIB + b"y" * (MIB + 1)
 
 
 @pytest.mark.parametrize(
