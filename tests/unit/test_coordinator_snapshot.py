@@ -179,14 +179,16 @@ def test_ten_thousand_nodes_and_a_billion_samples_stay_a_small_document(shuffle)
     cells=st.integers(1, 40),
     shuffle=st.booleans(),
     epochs=st.integers(1, 2),
+    steal=st.booleans(),
     done=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=3),
     moves=st.lists(
         st.tuples(st.sampled_from(["lease", "report", "leave", "late"]), st.integers(0, 2), st.floats(0, 1))
     ),
 )
-def test_bars_are_what_a_count_of_samples_gives(samples, block, cells, shuffle, epochs, done, moves):
+def test_bars_are_what_a_count_of_samples_gives(samples, block, cells, shuffle, epochs, steal, done, moves):
     taken = sorted({each for start, end in done for each in range(start, min(end, samples))})
     played = Played(
+        terms=Terms(steal=steal),
         samples=samples,
         block_samples=block,
         shuffle=shuffle,
