@@ -137,5 +137,6 @@ class _Leader:
         running = asyncio.ensure_future(self._server.run(grace_s=1.0))
         while not running.done() and not self._server.seat.leads:
             await asyncio.sleep(_LOOK_S)
-        self._ready.set()
+        if self._server.seat.leads:
+            self._ready.set()  # else it ended already, and why is what comes next
         await running
