@@ -56,7 +56,8 @@ class SmallCoordinator(CoordinatorServicer):
         return f"http://127.0.0.1:{self.port}"
 
     def again(self) -> None:
-        self.server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        self.pool = ThreadPoolExecutor(16)
+        self.server = grpc.server(self.pool, options=[("grpc.so_reuseport", 0)])
         add_CoordinatorServicer_to_server(self, self.server)
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         self.server.start()
@@ -68,6 +69,7 @@ class SmallCoordinator(CoordinatorServicer):
         self.ticking.set()
         self.ticker.join()
         self.server.stop(0).wait()
+        self.pool.shutdown()
 
     def __enter__(self) -> SmallCoordinator:
         return self

@@ -170,7 +170,7 @@ def test_a_lost_lease_is_never_handed_out(coordinator, join):
         slow, quick = pool.map(lambda name: join(shared, name, progress_interval_ms=20), ["slow", "quick"])
     with slow, quick:
         mine = ids(slow, 2)  # and the third is ready
-        wait_until(lambda: slow.stats()["inflight_bytes"] > 0)
+        wait_until(lambda: slow.stats()["inflight_bytes"] > 0 and len(shared.state.leases) == 2)
         shared.jump(6)
         assert len(shared.told("range_requeued")) == 2
         wait_until(lambda: slow.stats()["leases_lost_total"] >= 1)
