@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.stress.coordinator_node import Clock, SimulatedNode
+from tests.stress.simulated_node import Clock, SimulatedNode
 
 from penstock.coordinator.draft import Changes
 from penstock.coordinator.events import Done, Event, Granted, GrantedLease, Progress, Recover, Reply, Tick

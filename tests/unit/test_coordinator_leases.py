@@ -127,6 +127,8 @@ def test_a_tick_finds_who_is_late_on_time_though_it_looks_only_when_somebody_can
     assert job.state.leases and job.state.queues[1].open  # b hasn't been heard of since it registered
     job.do(Tick(), 0.01)
     assert not job.state.leases and job.state.queues[0].open
+    job.register("b")
+    assert not job.state.queues[1].open and job.state.queues[0].open  # who is back has its blocks to itself
 
 
 def test_ranks_are_places_among_those_who_came_and_final_when_the_job_begins():

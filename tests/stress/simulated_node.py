@@ -1,7 +1,8 @@
 """A node of the simulated job: a loader's part in it, as a state machine that only messages and time drive.
 
-It does what the real one must: a lease is its own by its own clock, counted from before the request was first sent; it
-writes what it made of a batch before it says that the batch is done; it stops with a lease that it is told is lost.
+What it holds, may hand out and must tell is decided by the loaders' own ``Holding``. Like ``run_job`` it writes what it
+made of a batch before it says that the batch is done. It may ask a leader that isn't one any more, and about several
+leases at a time, in whatever order the answers come.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from penstock.coordinator.events import (
-    Done,
     Event,
     Granted,
     GrantedLease,
@@ -25,14 +25,15 @@ from penstock.coordinator.events import (
     Reply,
     RequestLease,
 )
+from penstock.coordinator.holding import Answer, Holding, Portion, Report
 from penstock.coordinator.state import Caps
 from penstock.distributed.parts import Part
 
 if TYPE_CHECKING:
     from tests.stress.coordinator_world import World
 
-MARGIN = 0.05
-"""By this part of the ttl a node ends a lease early: more than two clocks drift apart."""
+DRIFT = 0.02
+"""A clock is too fast or too slow by this at most; ``Holding`` allows for two of them."""
 
 PATIENCE_S = 1.0
 """How long a node waits for an answer."""
@@ -47,21 +48,10 @@ class Clock:
 
     @classmethod
     def of(cls, rng: random.Random) -> Clock:
-        return cls(rng.uniform(-1e6, 1e6), rng.uniform(1 - MARGIN / 2.1, 1 + MARGIN / 2.1))
+        return cls(rng.uniform(-1e6, 1e6), rng.uniform(1 - DRIFT, 1 + DRIFT))
 
     def read(self, now: float) -> float:
         return self.offset_s + self.rate * now
-
-
-@dataclass
-class Holding:
-    """A lease, as its holder sees it."""
-
-    lease: GrantedLease
-    until_s: float  # by the holder's clock
-    taken: int  # all before it was handed out, and what came of it is written
-    told: int  # all before it is known to be committed
-    asking: bool = False
 
 
 class SimulatedNode:
@@ -76,7 +66,11 @@ class SimulatedNode:
         self.paused_until = 0.0
         self.stuck_until = 0.0
         self.drained = False
-        self.holdings: dict[str, Holding] = {}
+        self.holding = Holding()
+        self.leases: dict[int, GrantedLease] = {}  # by the number that its holding gave it
+        self.handed: dict[int, int] = {}
+        self.in_hand: Portion | None = None
+        self.reporting: set[int] = set()
         self.requests = 0
         self.register()
         self.every(world.beat_s, self.heartbeat)
@@ -148,7 +142,7 @@ class SimulatedNode:
 
     def ask(self, request: str = "", since_s: float = 0.0) -> None:
         """For leases. Asked again, the same request; the time of what it brings counts from when it was asked first."""
-        want = self.world.want - len(self.live())
+        want = self.world.want - len(self.holding)
         if want < 1 and not request:
             self.after(self.world.step_s, self.ask)
             return
@@ -161,10 +155,8 @@ class SimulatedNode:
                 self.fail()
                 return
             assert isinstance(reply, Granted)
-            for lease in reply.leases:
-                self.holdings[lease.lease_id] = Holding(
-                    lease, self.until(since_s, lease.ttl_s), lease.cursor, lease.cursor
-                )
+            for number, lease in self.holding.grant(reply.leases, since_s):
+                self.leases[number], self.handed[number] = lease, lease.cursor
             self.drained = reply.drained
             if not self.drained:
                 self.after(reply.wait_s or self.world.step_s, self.ask)
@@ -173,54 +165,57 @@ class SimulatedNode:
             RequestLease(want=max(1, want), request=request, **self.ids()), answered, lambda: self.ask(request, since_s)
         )
 
-    def until(self, since_s: float, ttl_s: float) -> float:
-        return since_s + ttl_s * (1 - MARGIN)
-
-    def live(self) -> list[Holding]:
-        """Leases that are its own by its own clock; it lets go of the others."""
-        now = self.time()
-        self.holdings = {key: each for key, each in self.holdings.items() if now < each.until_s}
-        return list(self.holdings.values())
-
     def report(self) -> None:
         """How far each lease is, which renews it. One report of a lease at a time."""
-        for holding in self.live():
-            if not holding.asking:
-                self.report_of(holding)
+        for report in self.holding.reports():
+            if report.lease not in self.reporting:
+                self.tell(report)
 
-    def report_of(self, holding: Holding) -> None:
-        lease, cursor, since_s = holding.lease, holding.taken, self.time()
-        holding.asking = True
+    def tell(self, report: Report) -> None:
+        since_s = self.time()
+        self.reporting.add(report.lease)
 
         def answered(reply: Reply) -> None:
-            holding.asking = False
-            if isinstance(reply, Done):
-                holding.told = cursor
-                holding.until_s = max(holding.until_s, self.until(since_s, lease.ttl_s))
-            if isinstance(reply, Refused) or cursor == lease.end:
-                self.holdings.pop(lease.lease_id, None)
+            self.reporting.discard(report.lease)
+            if isinstance(reply, Refused):
+                self.holding.lose(report.lease)
+            else:
+                self.holding.confirm(report, since_s)
 
-        def missed() -> None:
-            holding.asking = False
-
-        samples = cursor - holding.told
-        fence = lease.fence if self.world.fenced else 0
-        event = Progress(lease_id=lease.lease_id, cursor=cursor, samples=samples, fence=fence, **self.ids())
-        self.call(event, answered, missed)
+        event = Progress(
+            lease_id=report.lease_id,
+            cursor=report.cursor,
+            samples=report.samples,
+            fence=report.fence if self.world.fenced else 0,
+            **self.ids(),
+        )
+        self.call(event, answered, lambda: self.reporting.discard(report.lease))
 
     # Work.
 
     def step(self) -> None:
-        """The consumer comes for a batch, and what it makes of it is written at once."""
-        ready = [each for each in self.live() if each.taken < each.lease.end]
-        if not ready or self.world.now < self.stuck_until:
+        """The consumer comes for a batch; what it had is done."""
+        if self.world.now < self.stuck_until:
             return
-        holding = self.rng.choice(ready)
-        lease = holding.lease
-        end = min(lease.end, holding.taken + self.rng.randint(1, self.world.batch))
-        self.world.hand_out(self, lease)
-        self.world.parts.add(Part(lease.epoch, holding.taken, end, lease.fence))
-        holding.taken = end
+        if self.in_hand is not None:
+            self.holding.take(self.in_hand)
+            self.in_hand = None
+        ready = [number for number, at in self.handed.items() if at < self.leases[number].end]
+        if not ready:
+            return
+        number = self.rng.choice(ready)
+        lease, start = self.leases[number], self.handed[number]
+        end = min(lease.end, start + self.rng.randint(1, self.world.batch))
+        portion = Portion(number, start, end, lease.fence, lease.epoch)
+        answer = self.holding.ask(portion, self.time())
+        if answer is Answer.NO:
+            del self.handed[number]
+        if answer is Answer.YES:
+            self.holding.hand_out(portion, end - start, 0)
+            self.handed[number] = end
+            self.world.hand_out(self, lease)
+            self.world.parts.add(Part(lease.epoch, start, end, lease.fence))
+            self.in_hand = portion
 
     # Ends.
 
