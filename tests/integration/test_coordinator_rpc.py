@@ -309,3 +309,14 @@ def test_caps_of_any_size_are_taken(two):
     _, a, _ = two
     caps = wire.NodeCaps(max_fetch_concurrency=2**32 - 1, max_ram_bytes=2**64 - 1)
     assert a.register(caps=caps).job_ready and a.register(caps=CAPS).job_ready
+
+
+@pytest.mark.parametrize("call", ["RegisterNode", "ReportProgress", "Snapshot", "GetManifestStream"])
+def test_bytes_that_are_no_message_are_invalid_arguments(two, call, caplog):
+    with grpc.insecure_channel(two[0]) as channel:
+        raw = channel.unary_stream if call == "GetManifestStream" else channel.unary_unary
+        for data in (b"\xff" * 50, b"\x0a\x03\xff\xfe\xfd"):
+            refused(
+                INVALID, "can't be read", lambda data=data: list(raw(f"/mx8.v0.Coordinator/{call}")(data, timeout=10))
+            )
+    assert not caplog.records, "a stranger writes tracebacks into our log"

@@ -160,6 +160,9 @@ def test_a_token_is_asked_for():
             with pytest.raises(grpc.RpcError) as caught:
                 list(stub.GetManifestStream(asked("0" * 64), metadata=metadata))
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as caught:  # what a stranger says isn't even read
+                channel.unary_unary("/mx8.v0.Coordinator/Checkpoint")(b"\xff", metadata=metadata, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert stub.Checkpoint(request, metadata=(("authorization", "Bearer geheim"),)).token
         assert healthy(channel, "") is True
 

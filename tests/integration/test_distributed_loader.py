@@ -160,6 +160,8 @@ def test_a_state_of_something_else_is_refused(coordinator, join):
         join(coordinator(seed=2), resume=state)
     with pytest.raises(ResumeError, match="no checkpoint"):
         join(coordinator(seed=1), resume={"version": 3})
+    with pytest.raises(ResumeError, match="a dict"):
+        join(coordinator(seed=1), resume="state.json")
     with join(coordinator(seed=1)) as loader, pytest.raises(ResumeError, match="has begun"):
         loader.load_state_dict({**state, "done": [[0, 16]]})
 
@@ -338,7 +340,11 @@ def test_the_manifest_is_fetched_once(coordinator, join):
         {"want": 0},
         {"node_id": " "},
         {"job_id": ""},
+        {"job_id": "\ud800"},
         {"coord_url": "ftp://x:1"},
+        {"coord_url": None},
+        {"coord_url": b"localhost:1"},
+        {"token": "of a file\n"},
         {"coord_url": "http://localhost"},
         {"coord_timeout_s": 0},
         {"tls_key": "key.pem"},

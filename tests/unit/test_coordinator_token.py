@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(token, change, reason):
         read_checkpoint({**token, **change}, JOB)
 
 
-@pytest.mark.parametrize("token", ["", "[]", "{", "null", "7", [], "{}"])
+@pytest.mark.parametrize("token", ["", "[]", "{", "null", "7", [], "{}", "x", "[" * 100_000])
 def test_what_is_no_token(token):
     with pytest.raises(ResumeError):
         read_checkpoint(token, JOB)

@@ -12,7 +12,7 @@ import grpc
 
 from penstock.errors import ConfigError
 
-__all__ = ["Access", "TokenCheck", "check_address", "credentials", "is_loopback", "split_address"]
+__all__ = ["Access", "TokenCheck", "check_address", "check_token", "credentials", "is_loopback", "split_address"]
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
@@ -74,6 +74,19 @@ def check_address(address: str, access: Access) -> None:
         )
 
 
+def check_token(token: str) -> None:
+    """A token goes into a header, which holds visible ASCII only.
+
+    Raises:
+        ConfigError: it has something else in it.
+    """
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError(
+            "the coordinator's token has characters other than visible ASCII, so no node could send it; look for a "
+            "space or the end of a line, and give letters and digits"
+        )
+
+
 def credentials(access: Access) -> Any:
     """The credentials of a server; None = no TLS.
 
@@ -128,4 +141,4 @@ def _refusing(handler: Any, reason: str) -> Any:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
     kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-    return kind(refuse, handler.request_deserializer, handler.response_serializer)
+    return kind(refuse, None, handler.response_serializer)  # nor is what they say read

@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 import grpc
 
 from penstock.coordinator import events
+from penstock.coordinator.access import check_token
 from penstock.coordinator.wire import convert
 from penstock.coordinator.wire import coordinator_pb2 as wire
 from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
@@ -72,6 +73,8 @@ def addresses_of(coord_url: str) -> tuple[tuple[str, ...], bool]:
     Raises:
         ConfigError: it isn't that.
     """
+    if not isinstance(coord_url, str):
+        raise ConfigError(f"coord_url is {coord_url!r}; give a str such as http://127.0.0.1:50051")
     found, schemes = [], set()
     for one in coord_url.split(","):
         scheme, _, rest = one.strip().rpartition("://")
@@ -111,6 +114,7 @@ class Client:
     ) -> None:
         self._addresses, encrypted = addresses_of(coord_url)
         self._credentials = credentials or Credentials()
+        check_token(self._credentials.token or "")
         files = (self._credentials.ca, self._credentials.certificate, self._credentials.key)
         self._channel_credentials = self._credentials.channel() if encrypted or any(files) else None
         self._job_id = job_id

@@ -12,10 +12,19 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from penstock.coordinator.access import Access, TokenCheck, check_address, credentials, is_loopback, split_address
+from penstock.coordinator.access import (
+    Access,
+    TokenCheck,
+    check_address,
+    check_token,
+    credentials,
+    is_loopback,
+    split_address,
+)
 from penstock.coordinator.events import Restore
 from penstock.coordinator.journal.opening import open_journal
 from penstock.coordinator.page import PageServer, open_page
+from penstock.coordinator.readable import ReadableCheck
 from penstock.coordinator.seat import Seat
 from penstock.coordinator.service import CoordinatorService
 from penstock.coordinator.snapshot import snapshot_of
@@ -105,6 +114,7 @@ class CoordinatorServer:
         checkpoint: Restore | None = None,
     ) -> None:
         check_address(settings.addr, settings.access)
+        check_token(settings.access.token)
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._server, port = _bound(settings)
@@ -193,7 +203,7 @@ class CoordinatorServer:
 def _bound(settings: Settings) -> tuple[Any, int]:
     """A gRPC server that has its port, and that port."""
     limits = [(f"grpc.max_{way}_message_length", settings.max_message_bytes) for way in ("send", "receive")]
-    check = [TokenCheck(settings.access.token)] if settings.access.token else []
+    check = [*([TokenCheck(settings.access.token)] if settings.access.token else []), ReadableCheck()]
     server = grpc.aio.server(options=[*_OPTIONS, *limits], interceptors=check)
     secret = credentials(settings.access)
     try:

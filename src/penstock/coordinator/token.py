@@ -64,7 +64,7 @@ def read_checkpoint(token: str | Mapping[str, Any], job: Job) -> Restore:
 def _fields(token: str | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         fields = json.loads(token) if isinstance(token, str) else token
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResumeError(f"the checkpoint isn't JSON ({error}); give what state_dict() returned") from None
     if not isinstance(fields, Mapping) or fields.get("format") != FORMAT:
         given = fields.get("format") if isinstance(fields, Mapping) else type(fields).__name__

@@ -321,6 +321,8 @@ class _Leased(Loader[T]):
         self._restore(state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise ResumeError(f"the state is {state!r:.80}; give what state_dict() returned, a dict")
         try:
             self._client.restore(state)
         except CoordinatorRefused as error:
@@ -449,6 +451,10 @@ def _refuse_what_is_decided(arguments: Mapping[str, Any]) -> None:
 def _named(what: str, name: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ConfigError(f"{what} is {name!r}; give it a name")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} is {name!r}, which UTF-8 can't hold ({error.reason}); give another name") from None
     return name
 
 
