@@ -62,6 +62,13 @@ def test_blank_ids_missing_caps_and_want_0_are_invalid_arguments(two):
 # 54.
 
 
+def test_nodes_of_another_job_are_failed_preconditions(two):
+    _, a, _ = two
+    words = f"job is {JOB_ID!r}, as its first node called it, not 'other'"
+    refused(PRECONDITION, words, a.register, job_id="other")
+    refused(PRECONDITION, words, a.request, job_id="other")
+
+
 def test_calls_before_registration_and_before_the_barrier_are_failed_preconditions():
     with running(world_size=2) as coordinator, Node(coordinator.addr, "a") as a:
         for call in (a.heartbeat, a.request, a.leave):

@@ -148,6 +148,7 @@ def _register(draft: Draft, event: Register, now: float) -> tuple[Reply, str]:
     if event.caps is None:
         raise _No(Code.INVALID_ARGUMENT, "caps are missing; a node says what it can do when it registers")
     state = draft.state
+    _check_job(state, event.job_id)
     known = state.nodes.get(event.node_id)
     if state.course.phase == "failed":
         raise _No(Code.FAILED_PRECONDITION, f"the job failed: {state.course.reason}")
@@ -173,6 +174,8 @@ def _admit(draft: Draft, event: Register, now: float) -> str:
     assert event.caps is not None
     if draft.state.since_s is None:
         draft.since(now)
+    if not draft.state.course.job_id:
+        draft.course(job_id=event.job_id)
     draft.node(event.node_id, Node(rank=0, instance=event.instance, caps=event.caps))
     count, wanted = len(draft.state.nodes), draft.state.job.world_size
     draft.note("membership_wait", registered=count, world_size=wanted)
@@ -502,6 +505,7 @@ def _heard(
 
 def _member(state: State, job_id: str, node_id: str, instance: str) -> Node:
     _check_ids(job_id, node_id)
+    _check_job(state, job_id)
     node = state.nodes.get(node_id)
     if node is None:
         raise _No(Code.FAILED_PRECONDITION, f"node {node_id!r} isn't registered; register it first")
@@ -523,6 +527,17 @@ def _check_ids(job_id: str, node_id: str) -> None:
             raise _No(Code.INVALID_ARGUMENT, f"{name} is blank; give it a name")
         if len(given) > _MAX_ID:
             raise _No(Code.INVALID_ARGUMENT, f"{name} has {len(given)} characters; at most {_MAX_ID} are allowed")
+
+
+def _check_job(state: State, job_id: str) -> None:
+    """A coordinator has one job, under any name; but a node of another job would take its samples unnoticed."""
+    known = state.course.job_id
+    if known and job_id != known:
+        raise _No(
+            Code.FAILED_PRECONDITION,
+            f"this coordinator's job is {known!r}, as its first node called it, not {job_id!r}; give all nodes of a "
+            "job the same job_id, and each job a coordinator of its own",
+        )
 
 
 def _check_lease_id(lease_id: str) -> None:

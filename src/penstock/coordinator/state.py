@@ -102,6 +102,7 @@ class Course:
         issued: leases that were granted.
         fence: of the last one; grows with every grant, and with every change of leader.
         reason: why it failed.
+        job_id: what its nodes call it: all of them as the first one did.
     """
 
     phase: Phase = "gathering"
@@ -110,6 +111,7 @@ class Course:
     issued: int = 0
     fence: int = 0
     reason: str = ""
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
