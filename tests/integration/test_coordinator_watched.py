@@ -79,13 +79,13 @@ def test_a_page_that_cant_be_is_an_error_before_anything_begins(page_addr, compl
 
 
 def test_whoever_looks_shows_what_nodes_show():
-    access = Access(token="a long enough secret")
+    access = Access(token="a-long-enough-secret")
     with running(settings=Settings(addr="127.0.0.1:0", page_addr=None, access=access)) as coordinator:
         for url in (coordinator.server.page.url, coordinator.addr):
             with pytest.raises(CoordinatorRefused) as refusal:
                 ask_for_snapshot(url)
             assert refusal.value.code == "UNAUTHENTICATED"
-            assert ask_for_snapshot(url, token="a long enough secret")["phase"] == "gathering"
+            assert ask_for_snapshot(url, token="a-long-enough-secret")["phase"] == "gathering"
 
 
 @pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
