@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -45,6 +46,16 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_OWN_VARIABLES) or name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _own_logger() -> Iterator[None]:
+    """A command that is run inside of the tests' process takes the logger for itself; the next test has it back."""
+    logger = logging.getLogger("penstock")
+    before = (logger.handlers, logger.propagate, logger.level)
+    yield
+    logger.handlers, logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")
