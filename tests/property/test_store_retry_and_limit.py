@@ -18,6 +18,8 @@ WAIT_S = 10.0
 def make(kind: type[PenstockError]) -> PenstockError:
     if kind is errors.BudgetHeld:
         return errors.BudgetHeld("x", held_bytes=1, needed_bytes=2, total_bytes=2)
+    if kind is errors.CoordinatorRefused:
+        return errors.CoordinatorRefused("x", code="NOT_FOUND")
     return kind("x")
 
 
