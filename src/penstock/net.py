@@ -1,7 +1,8 @@
-"""Deadlines, and connections made within them."""
+"""Deadlines, connections made within them, and sockets that only those reach who may."""
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
 import time
@@ -9,7 +10,9 @@ from typing import Final
 
 from penstock.errors import ConfigError, DeadlineExceeded, PeerUnreachable
 
-__all__ = ["Deadline", "connect"]
+__all__ = ["LOOPBACK", "Deadline", "bind", "connect", "is_loopback"]
+
+LOOPBACK: Final = "127.0.0.1"
 
 _CONNECT_TIMEOUT_S: Final = 1.0  # a host that is there answers in milliseconds
 _CONNECT_TRIES: Final = 3
@@ -107,3 +110,41 @@ def _join(connection: socket.socket, address: tuple[object, ...], timeout_s: flo
     if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
         raise ConnectionRefusedError("nothing listens there")
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it: an address, or ``localhost``."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int, *, what: str, guarded: bool, remedy: str) -> socket.socket:
+    """A TCP socket that has its address and doesn't listen yet; the caller owns it.
+
+    Args:
+        host: the address; empty = every one.
+        port: 0 takes a free one.
+        what: who will listen, as an error names it: "a page".
+        guarded: whether those who reach it must show who they are. If not, it is on loopback only.
+        remedy: what to do where that is refused.
+
+    Raises:
+        ConfigError: everybody could reach it.
+        OSError, OverflowError, UnicodeError: the port is taken, or the address isn't ours.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    if not guarded and not all(is_loopback(str(address[0])) for *_, address in found):
+        raise ConfigError(
+            f"{what} on {host or 'every address'} could be reached from other machines by anybody; {remedy}"
+        )
+    family, kind, protocol, _name, address = found[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not kept off by connections that just ended
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound

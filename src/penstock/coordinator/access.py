@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +10,9 @@ from typing import Any, Final
 import grpc
 
 from penstock.errors import ConfigError
+from penstock.net import is_loopback
 
-__all__ = ["Access", "TokenCheck", "check_address", "check_token", "credentials", "is_loopback", "split_address"]
+__all__ = ["Access", "TokenCheck", "check_address", "check_token", "credentials", "split_address"]
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
@@ -50,14 +50,6 @@ def split_address(address: str, *, name: str = "addr") -> tuple[str, int]:
     if not (colon and bare and port.isdecimal() and int(port) < 1 << 16) or (":" in bare and bare == host):
         raise ConfigError(f"{name} {address!r} isn't host:port; give e.g. 127.0.0.1:50051, or [::1]:50051")
     return bare, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_address(address: str, access: Access) -> None:

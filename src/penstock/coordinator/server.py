@@ -18,7 +18,6 @@ from penstock.coordinator.access import (
     check_address,
     check_token,
     credentials,
-    is_loopback,
     split_address,
 )
 from penstock.coordinator.events import Restore
@@ -34,6 +33,7 @@ from penstock.coordinator.wire.coordinator_pb2 import DESCRIPTOR
 from penstock.coordinator.wire.coordinator_pb2_grpc import add_CoordinatorServicer_to_server
 from penstock.dataset.manifest_store import ManifestStore
 from penstock.errors import ConfigError
+from penstock.net import is_loopback
 from penstock.proof import prove
 
 __all__ = ["MAX_MESSAGE_BYTES", "CoordinatorServer", "Settings"]

@@ -14,9 +14,9 @@ from penstock.compat.nixl.errors import as_nixl, nixlInvalidParamError
 from penstock.compat.nixl.messages import as_text
 from penstock.compat.nixl.metadata import MetadataCalls
 from penstock.errors import ClosedError, UnknownPeer
+from penstock.net import LOOPBACK
 from penstock.transfer import Agent
 from penstock.transfer.exchange import WHOLE, EtcdExchange, RemovalWatch
-from penstock.transfer.exchange.net import LOOPBACK
 from penstock.transfer.exchange.sockets import MetadataListener, fetch_metadata, send_invalidation, send_metadata
 
 __all__ = ["ExchangeCalls", "Places"]

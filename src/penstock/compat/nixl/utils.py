@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock import config
 from penstock.errors import ConfigError, DeadlineExceeded, PeerRefused, PeerUnreachable
+from penstock.net import LOOPBACK
 from penstock.transfer.exchange import KeyValueClient, KeyValueServer
 from penstock.transfer.exchange.client import decoded
-from penstock.transfer.exchange.net import LOOPBACK
 from penstock.transfer.exchange.server import DEFAULT_PORT
 
 if TYPE_CHECKING:

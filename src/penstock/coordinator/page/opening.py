@@ -10,11 +10,11 @@ from penstock.coordinator.access import Access, split_address
 from penstock.coordinator.page.server import PageServer
 from penstock.coordinator.watch import Watch
 from penstock.errors import ConfigError
+from penstock.net import LOOPBACK
 
 __all__ = ["open_page"]
 
 _log = logging.getLogger("penstock.coordinator")
-_LOOPBACK: Final = "127.0.0.1"
 _OFF: Final = ("", "off")
 
 
@@ -39,10 +39,10 @@ async def open_page(watch: Watch, page_addr: str | None, grpc_addr: str, access:
         return await PageServer.start(watch, host, port, token=token, tls=tls)
     wanted = (split_address(grpc_addr)[1] + 1) % (1 << 16)
     try:
-        return await PageServer.start(watch, _LOOPBACK, wanted, token=token, tls=tls)
+        return await PageServer.start(watch, LOOPBACK, wanted, token=token, tls=tls)
     except ConfigError:
         _log.info("port %d is taken, so the page is served on another one", wanted)
-        return await PageServer.start(watch, _LOOPBACK, 0, token=token, tls=tls)
+        return await PageServer.start(watch, LOOPBACK, 0, token=token, tls=tls)
 
 
 def _tls(access: Access) -> ssl.SSLContext | None:

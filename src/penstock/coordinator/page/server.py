@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from penstock.coordinator.access import is_loopback
 from penstock.coordinator.page.http import Answer, BadRequest, Request, answer_head, parse_request
 from penstock.coordinator.page.routes import EVENTS, answer_to
 from penstock.coordinator.watch import Watch
 from penstock.errors import ConfigError
+from penstock.net import bind
 
 __all__ = ["Limits", "PageServer"]
 
@@ -92,7 +92,7 @@ class PageServer:
         page = cls(watch, token, limits)
         if token == "":
             raise ConfigError("the token is empty; give one of 16 characters or more, or None where everybody may look")
-        listener = _listener(host, port, open_to_all=token is None and not _asks_for_certificates(tls))
+        listener = _listener(host, port, guarded=token is not None or _asks_for_certificates(tls))
         page._scheme = "http" if tls is None else "https"
         page.host, page.port = listener.getsockname()[:2]
         page._server = await asyncio.start_server(
@@ -207,26 +207,14 @@ class PageServer:
             await writer.drain()
 
 
-def _listener(host: str, port: int, *, open_to_all: bool) -> socket.socket:
+def _listener(host: str, port: int, *, guarded: bool) -> socket.socket:
+    remedy = "give the coordinator a token, or the page an address such as 127.0.0.1:50052"
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        if open_to_all and not all(is_loopback(str(address[0])) for *_, address in found):
-            raise ConfigError(
-                f"a page on {host or 'every address'} could be seen from other machines by anybody; give the "
-                "coordinator a token, or the page an address such as 127.0.0.1:50052"
-            )
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # its connections inherit it
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        listener = bind(host, port, what="a page", guarded=guarded, remedy=remedy)
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(f"a page can't be served on {host}:{port}: {error}; choose another --page-addr") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # its connections inherit it
+    return listener
 
 
 def _asks_for_certificates(tls: ssl.SSLContext | None) -> bool:

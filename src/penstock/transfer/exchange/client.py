@@ -16,9 +16,9 @@ from penstock.errors import (
     PeerUnreachable,
     PenstockError,
 )
-from penstock.net import Deadline, connect
+from penstock.net import LOOPBACK, Deadline, connect
 from penstock.transfer.exchange.base import agent_prefix, key_of
-from penstock.transfer.exchange.net import LOOPBACK, receive_line, send_all, usable_token
+from penstock.transfer.exchange.net import receive_line, send_all, usable_token
 from penstock.transfer.exchange.server import DEFAULT_PORT
 
 __all__ = ["KeyValueClient", "KeyValueExchange", "decoded"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from typing import Final
 
 from penstock.errors import ConfigError, MetadataError, PeerUnreachable
-from penstock.net import Deadline
+from penstock.net import LOOPBACK, Deadline, bind
 
 __all__ = [
-    "LOOPBACK",
     "listen",
     "receive_exactly",
     "receive_line",
@@ -18,7 +16,6 @@ __all__ = [
     "usable_token",
 ]
 
-LOOPBACK: Final = "127.0.0.1"
 _BACKLOG: Final = 4096  # of a crowd that comes at once; the system may allow less
 _PIECE_BYTES: Final = 256 << 10
 
@@ -37,32 +34,13 @@ def listen(host: str, port: int, token: str | None, what: str) -> socket.socket:
     """
     usable_token(token)
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        if token is None and not all(_is_loopback(str(address[0])) for *_, address in found):
-            raise ConfigError(
-                f"{what} on {host or 'every address'} could be reached from other machines by anybody; "
-                f"give it a token that its clients know, or host={LOOPBACK!r}"
-            )
-        return _bound(*found[0])
+        remedy = f"give it a token that its clients know, or host={LOOPBACK!r}"
+        listener = bind(host, port, what=what, guarded=token is not None, remedy=remedy)
+        listener.listen(_BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(f"{what} can't listen on {host}:{port}: {error}; choose another port or address") from error
-
-
-def _bound(family: int, kind: int, protocol: int, _name: str, address: tuple[object, ...]) -> socket.socket:
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not kept off by connections that just ended
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
+    listener.setblocking(False)
     return listener
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def usable_token(token: str | None) -> bytes:

@@ -18,7 +18,8 @@ import json
 from typing import Any, Final
 
 from penstock.errors import ConfigError
-from penstock.transfer.exchange.net import LOOPBACK, listen, usable_token
+from penstock.net import LOOPBACK
+from penstock.transfer.exchange.net import listen, usable_token
 from penstock.transfer.exchange.service import Answer, Limits, Server, Service
 
 __all__ = ["DEFAULT_PORT", "KeyValueServer", "KeyValues", "TooMuch"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from penstock.errors import MetadataError, PeerRefused, UnknownPeer
-from penstock.net import Deadline, connect
+from penstock.net import LOOPBACK, Deadline, connect
 from penstock.transfer.exchange.frames import (
     HEAD_BYTES,
     MOST_BODY_BYTES,
@@ -20,7 +20,7 @@ from penstock.transfer.exchange.frames import (
     is_proven,
     parse_head,
 )
-from penstock.transfer.exchange.net import LOOPBACK, listen, receive_exactly, send_all, usable_token
+from penstock.transfer.exchange.net import listen, receive_exactly, send_all, usable_token
 from penstock.transfer.exchange.service import Answer, Limits, Server, Service
 
 __all__ = ["Introduced", "Introductions", "MetadataListener", "fetch_metadata", "send_invalidation", "send_metadata"]
