@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from penstock import config
 from penstock.coordinator.journal.base import apply_changes
 from penstock.coordinator.journal.etcd_leadership import Leadership, leader_at
 from penstock.coordinator.journal.etcd_log import (
@@ -35,7 +34,7 @@ from penstock.errors import (
 )
 from penstock.etcd import Gateway, Message, parse_endpoints
 from penstock.etcd.messages import as_text, entries, from_text, revision_of
-from penstock.etcd.settings import configured_tls
+from penstock.etcd.settings import configured_user
 from penstock.net import Deadline
 
 __all__ = ["DEFAULT_PREFIX", "EtcdJournal"]
@@ -122,9 +121,7 @@ class EtcdJournal:
             address=address,
             prefix=prefix,
             ttl_s=ttl_s,
-            user=config.lookup("ETCD_USER"),
-            password=config.lookup("ETCD_PASSWORD"),
-            tls=configured_tls(),
+            **configured_user(),
         )
 
     def lead(self, timeout_s: float | None) -> int | None:

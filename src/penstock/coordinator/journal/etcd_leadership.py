@@ -13,6 +13,7 @@ from penstock.coordinator.journal.etcd_log import get, put
 from penstock.errors import ClosedError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable, PenstockError
 from penstock.etcd import Gateway, Message
 from penstock.etcd.messages import entries, from_text, number_in, revision_of
+from penstock.etcd.watching import await_change
 from penstock.net import Deadline
 
 __all__ = ["Leadership", "leader_at"]
@@ -93,7 +94,8 @@ class Leadership:
             return self._take()
         left_s = until - time.monotonic()
         if left_s > 0:
-            self._await_end(revision_of(answer) + 1, min(left_s, _WATCH_S))
+            waiting = Deadline(min(left_s, _WATCH_S), "waiting to lead")
+            await_change(self._gateway, self._key, "delete", revision_of(answer) + 1, waiting, silent_s=_WATCH_S)
         return None
 
     def _take(self) -> int | None:
@@ -154,23 +156,6 @@ class Leadership:
                 self._ended.set()
                 return
             self._kept_until, pause_s = sent + self._ttl_s, self._ttl_s / 3
-
-    def _await_end(self, revision: int, timeout_s: float) -> None:
-        """Return when the key may be gone, or when nothing was heard for a while."""
-        request = {"create_request": {"key": self._key, "start_revision": str(revision), "filters": ["NOPUT"]}}
-        deadline = Deadline(timeout_s, "waiting to lead")
-        try:
-            stream = self._gateway.stream("/v3/watch", request, deadline)
-        except DeadlineExceeded:
-            return
-        try:
-            for message in stream.messages(deadline):
-                if message.get("events") or message.get("canceled"):
-                    return
-        except DeadlineExceeded:
-            return
-        finally:
-            stream.close()
 
 
 def leader_at(answer: Message) -> str | None:

@@ -16,7 +16,8 @@ from penstock import config
 from penstock.errors import DeadlineExceeded, PeerRefused, PeerUnreachable, PenstockError
 from penstock.etcd.gateway import Gateway, Message, parse_endpoints
 from penstock.etcd.messages import as_text, encoded, entries, from_text, number_in, range_of, revision_of
-from penstock.etcd.settings import configured_tls
+from penstock.etcd.settings import configured_user
+from penstock.etcd.watching import await_change
 from penstock.net import Deadline
 from penstock.transfer.exchange.base import WHOLE, agent_prefix, key_of
 
@@ -77,9 +78,7 @@ class EtcdExchange:
         return cls(
             endpoints,
             namespace=config.lookup("ETCD_NAMESPACE") or DEFAULT_NAMESPACE,
-            user=config.lookup("ETCD_USER"),
-            password=config.lookup("ETCD_PASSWORD"),
-            tls=configured_tls(),
+            **configured_user(),
         )
 
     def publish(self, agent_name: str, label: str, blob: bytes, *, timeout_s: float | None = None) -> None:
@@ -98,7 +97,7 @@ class EtcdExchange:
                 if blob is not None:
                     return blob
                 outage = None
-                self._await_put(key, revision + 1, deadline)
+                await_change(self._gateway, key, "put", revision + 1, deadline, silent_s=_WATCH_S)
             except PeerUnreachable as error:
                 outage = error
             except DeadlineExceeded:
@@ -137,19 +136,6 @@ class EtcdExchange:
         answer = self._gateway.call("/v3/kv/range", {"key": key}, deadline)
         found = entries(answer, "kvs")
         return (from_text(found[0].get("value", "")) if found else None), revision_of(answer)
-
-    def _await_put(self, key: str, revision: int, deadline: Deadline) -> None:
-        """Return when the key may have been put, or when nothing was heard of it for a while."""
-        request = {"create_request": {"key": key, "start_revision": str(revision), "filters": ["NODELETE"]}}
-        stream = self._gateway.stream("/v3/watch", request, deadline)
-        try:
-            for message in stream.messages(deadline.sooner(_WATCH_S)):
-                if message.get("events") or message.get("canceled"):
-                    return
-        except DeadlineExceeded:
-            return
-        finally:
-            stream.close()
 
 
 @dataclass(slots=True)
