@@ -24,7 +24,6 @@ __all__ = ["Client", "Credentials", "addresses_of"]
 
 _TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
 _LOST: Final = ("NOT_FOUND", "FAILED_PRECONDITION")
-_LEADER: Final = "penstock-leader"  # trailing metadata of a follower's answer: where the leader is
 _ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
 _FIRST_PAUSE_S: Final = 0.05
 _MOST_PAUSE_S: Final = 1.0
@@ -250,7 +249,6 @@ class Client:
         within_s = self.timeout_s if within_s is None else within_s
         deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
         while True:
-            left_s = deadline - time.monotonic()
             address = self._at
             try:
                 return attempt(self._stub(address), attempt_s or self.attempt_s)
@@ -273,7 +271,7 @@ class Client:
                 f"the coordinator at {address} refused {name}: {details}", code=code.name
             ) from error
         self._last = f"{code.name}, {details}"
-        told = dict(error.trailing_metadata() or ()).get(_LEADER, "")
+        told = dict(error.trailing_metadata() or ()).get(convert.LEADER_METADATA, "")
         leader = told if isinstance(told, str) else told.decode()
         with self._lock:
             if self._at == address:

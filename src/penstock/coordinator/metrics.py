@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 
 from penstock.coordinator.snapshot import Snapshot
 from penstock.coordinator.state import Phase
-from penstock.errors import PenstockError
+from penstock.observe.prometheus import load_prometheus
 
 __all__ = ["metrics_text"]
 
@@ -48,7 +48,7 @@ def metrics_text(snapshot: Snapshot, events: Mapping[str, int]) -> tuple[str, by
     Raises:
         PenstockError: prometheus-client isn't installed.
     """
-    prometheus = _prometheus()
+    prometheus = load_prometheus("where the coordinator runs")
     registry = prometheus.CollectorRegistry()
     registry.register(_Families(prometheus.core, snapshot, events))
     return str(prometheus.CONTENT_TYPE_LATEST), bytes(prometheus.generate_latest(registry))
@@ -96,14 +96,3 @@ class _Families:
         yield family
         for key, meaning in _OF_NODES.items():
             yield core.GaugeMetricFamily(f"penstock_job_nodes_{key}", meaning, value=nodes[key])
-
-
-def _prometheus() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.core
-    except ImportError as error:
-        raise PenstockError(
-            "prometheus_client isn't installed; `pip install prometheus-client` where the coordinator runs"
-        ) from error
-    return prometheus_client

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from penstock import config
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError
 from penstock.observe.live import totals
+from penstock.observe.prometheus import load_prometheus
 from penstock.observe.stages import STAGES
 
 __all__ = ["LoaderCollector", "MetricsServer", "serve", "serve_as_configured", "stop"]
 
 _log = logging.getLogger("penstock")
 
+_ADVICE: Final = "to serve metrics, or unset PENSTOCK_METRICS_PORT"
 _COUNTERS: Final = {
     "delivered_batches_total": "Batches that next() returned",
     "delivered_samples_total": "Samples in them",
@@ -48,7 +50,7 @@ class LoaderCollector:
 
     def collect(self) -> Iterator[Any]:
         """The metrics now."""
-        core = _prometheus().core
+        core = load_prometheus(_ADVICE).core
         found = totals()
         for key, meaning in _COUNTERS.items():
             family = core.CounterMetricFamily(f"penstock_{key}", meaning, labels=["dataset"])
@@ -112,7 +114,7 @@ def serve(port: int = 9464, host: str = "127.0.0.1") -> MetricsServer:
         PenstockError: prometheus-client isn't installed; the message names it.
         ConfigError: the address can't be listened on.
     """
-    prometheus = _prometheus()
+    prometheus = load_prometheus(_ADVICE)
     registry = prometheus.CollectorRegistry()
     registry.register(LoaderCollector())
     prometheus.ProcessCollector(registry=registry)
@@ -157,15 +159,3 @@ def stop() -> None:
         server, _started = _started, None
     if server is not None:
         server.close()
-
-
-def _prometheus() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.core
-    except ImportError as error:
-        raise PenstockError(
-            "prometheus_client isn't installed; `pip install prometheus-client` to serve metrics, "
-            "or unset PENSTOCK_METRICS_PORT"
-        ) from error
-    return prometheus_client

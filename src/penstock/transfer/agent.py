@@ -79,7 +79,6 @@ class Agent:
         self.name = name
         self.timeout_s = timeout_s
         self.peer_timeout_s = peer_timeout_s
-        self.require = require
         self.instance = secrets.token_bytes(ID_BYTES)
         self.registry = _core.Registry()
         self.registrations = Registrations(self.registry)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.coordinator.journal.lines import Head, read_head, write_line
+from penstock.store.files import flush_folder
 
 __all__ = ["LogFile", "leader_in", "locked"]
 
@@ -40,7 +41,7 @@ class LogFile:
             _write_all(descriptor, data)
             os.fsync(descriptor)
             new.rename(path)
-            _sync_folder(path.parent)
+            flush_folder(str(path.parent))
         except BaseException:
             os.close(descriptor)
             raise
@@ -100,14 +101,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

@@ -6,6 +6,8 @@ opposite.
 
 from __future__ import annotations
 
+from typing import Final
+
 from immutables import Map
 
 from penstock.coordinator import events
@@ -13,6 +15,7 @@ from penstock.coordinator.state import Caps
 from penstock.coordinator.wire import coordinator_pb2 as wire
 
 __all__ = [
+    "LEADER_METADATA",
     "read_granted",
     "read_heartbeat",
     "read_leave",
@@ -28,6 +31,9 @@ __all__ = [
     "write_registered",
     "write_request",
 ]
+
+LEADER_METADATA: Final = "penstock-leader"
+"""Trailing metadata of UNAVAILABLE: host:port of the coordinator to ask instead."""
 
 _MOST_32 = 2**32 - 1
 _STATS = ("inflight_bytes", "ram_high_water_bytes", "fetch_queue_depth", "decode_queue_depth", "pack_queue_depth")
