@@ -165,29 +165,27 @@ def finish_job(store: Store, *, sample_count: int, manifest_hash: str) -> tuple[
         DataError: together they don't hold every sample once; nothing was removed.
         StoreError: the store fails.
     """
-    sizes = {key: info.size_bytes for info in store.list() if read_part(key := info.key) is not None}
-    found = [part for key in sizes if (part := read_part(key)) is not None]
-    stand = standing(found)
+    sizes = {part: info.size_bytes for info in store.list() if (part := read_part(info.key)) is not None}
+    stand = standing(sizes)
     _check_whole(stand, sample_count, store.url)
-    names = [part_key(part) for part in stand]
     text = {
         "format": FORMAT,
         "manifest_hash": manifest_hash,
         "samples": sample_count,
         "epochs": sorted({part.epoch for part in stand}),
-        "parts": [_line(part, name, sizes[name]) for part, name in zip(stand, names, strict=True)],
+        "parts": [_line(part, sizes[part]) for part in stand],
     }
     store.put(SUCCESS, json.dumps(text, indent=1).encode())
-    orphans = sorted(set(sizes) - set(names))
-    for key in orphans:
-        store.delete(key)
-    prove("output_complete", out=store.url, parts=len(names), orphans=len(orphans), samples=sample_count)
-    return tuple(names)
+    orphans = sorted(set(sizes) - set(stand))
+    for part in orphans:
+        store.delete(part_key(part))
+    prove("output_complete", out=store.url, parts=len(stand), orphans=len(orphans), samples=sample_count)
+    return tuple(part_key(part) for part in stand)
 
 
-def _line(part: Part, name: str, size_bytes: int) -> dict[str, Any]:
+def _line(part: Part, size_bytes: int) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": part_key(part),
         "epoch": part.epoch,
         "start": part.start,
         "end": part.end,

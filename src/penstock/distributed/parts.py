@@ -48,7 +48,8 @@ def read_part(key: str) -> Part | None:
     if match is None:
         return None
     epoch, start, end, fence = (int(number) for number in match.groups()[:4])
-    return Part(epoch, start, end, fence, match[5], match[6]) if start < end else None
+    part = Part(epoch, start, end, fence, match[5], match[6])
+    return part if start < end and part_key(part) == key else None
 
 
 def standing(parts: Iterable[Part]) -> list[Part]:
