@@ -293,6 +293,25 @@ def test_a_job_goes_on_from_a_checkpoint_with_another_world_size():
         refused(PRECONDITION, "JSON", c.stub.Restore, wire.RestoreRequest(job_id=JOB_ID, token="x"))
 
 
+def test_a_node_of_another_job_cannot_move_the_beginning_of_this_one():
+    def restored(job_id):
+        return wire.RestoreRequest(job_id=job_id, token=token)
+
+    with running(world_size=1) as coordinator, Node(coordinator.addr, "a") as a:
+        a.register()
+        a.report(a.request().leases[0], 5)
+        token = a.stub.Checkpoint(wire.CheckpointRequest(job_id=JOB_ID)).token
+    with running(world_size=2) as coordinator, Node(coordinator.addr, "a") as a:
+        a.register()
+        refused(PRECONDITION, "not 'other'", a.stub.Restore, restored("other"))
+        assert coordinator.server.seat.state.job.done == ()
+    with running(world_size=1) as coordinator, Node(coordinator.addr, "a") as a:
+        a.stub.Restore(restored(JOB_ID))  # who says so first names the job, as who registers first does
+        refused(PRECONDITION, "not 'other'", a.register, job_id="other")
+        a.register()
+        assert a.work()[0] == (5, 8)
+
+
 def test_a_snapshot_is_json_about_the_job(two):
     _, a, _ = two
     snapshot = a.stub.Snapshot(wire.SnapshotRequest(job_id=JOB_ID)).snapshot

@@ -93,10 +93,11 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Before the job begins: these samples of its first epoch are done already."""
+    """Before the job begins: these samples of its first epoch are done already. A node that says so names its job."""
 
     done: Intervals
     epoch: int
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,7 @@ from penstock.errors import (
     ResumeError,
 )
 
-__all__ = ["LEADER_METADATA", "CoordinatorService"]
-
-LEADER_METADATA: Final = "penstock-leader"
-"""Trailing metadata of UNAVAILABLE: host:port of the coordinator to ask instead."""
+__all__ = ["CoordinatorService"]
 
 _MESSAGE_OVERHEAD_BYTES: Final = 1024  # of a manifest in one message, at most
 
@@ -111,7 +108,7 @@ class CoordinatorService(CoordinatorServicer):
             event = read_checkpoint(request.token, state.job)
         except ResumeError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        await self._done(event, context)
+        await self._done(replace(event, job_id=request.job_id), context)
         return wire.RestoreResponse()
 
     async def Checkpoint(self, request: wire.CheckpointRequest, context: _Context) -> wire.CheckpointResponse:
@@ -165,7 +162,7 @@ class CoordinatorService(CoordinatorServicer):
         leader = await self._seat.leader()
         if leader is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{error}, and nobody else is known to; ask again")
-        metadata = ((LEADER_METADATA, leader),)
+        metadata = ((convert.LEADER_METADATA, leader),)
         await context.abort(grpc.StatusCode.UNAVAILABLE, f"{error}; ask {leader}", metadata)
 
     async def _state(self, job_id: str, context: _Context) -> State:
