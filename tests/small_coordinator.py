@@ -27,15 +27,31 @@ from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorServicer, 
 from penstock.dataset.resolve import resolve
 from penstock.errors import ResumeError
 
+_SAID = {
+    "heartbeat": ("Heartbeat", convert.read_heartbeat),
+    "request": ("RequestLease", convert.read_request),
+    "progress": ("ReportProgress", convert.read_progress),
+}
 _STATUS = {code: getattr(grpc.StatusCode, code.name) for code in Code}
 
 
 class SmallCoordinator(CoordinatorServicer):
-    """Serves one job until `stop`; `again` starts it on the same port with its state."""
+    """Serves one job until `stop`; `again` starts it on the same port with its state.
+
+    Without ``converses`` it takes calls only, as MX8's.
+    """
 
     def __init__(
-        self, link: str | Path, root: str | Path, terms: Terms | None = None, *, port: int = 0, **job: Any
+        self,
+        link: str | Path,
+        root: str | Path,
+        terms: Terms | None = None,
+        *,
+        port: int = 0,
+        converses: bool = True,
+        **job: Any,
     ) -> None:
+        self.converses = converses
         dataset = resolve(link, manifest_store_root=root)
         self.base, self.text = dataset.base, Path(root, "by-hash", dataset.hash).read_bytes()
         self.terms = terms or Terms()
@@ -114,29 +130,45 @@ class SmallCoordinator(CoordinatorServicer):
         if name in self.lose_answers:
             self.lose_answers.discard(name)
             context.abort(grpc.StatusCode.UNAVAILABLE, "done, and the answer is lost, as the test wants it")
+        return reply
+
+    def _done(self, name: str, event: Any, context: Any) -> Any:
+        reply = self._answer(name, event, context)
         if isinstance(reply, Refused):
             context.abort(_STATUS[reply.code], reply.reason)
         return reply
 
+    def Converse(self, request_iterator, context):
+        if not self.converses:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "this coordinator takes calls only")
+        self.calls["Converse"] += 1
+        for saying in request_iterator:
+            what = saying.WhichOneof("said")
+            name, read = _SAID[what]
+            reply = self._answer(name, read(getattr(saying, what)), context)
+            if isinstance(reply, Refused):
+                yield wire.Answer(refused=reply.code.value, reason=reply.reason)
+            else:
+                granted = convert.write_granted(reply, unix_time_ms=0) if what == "request" else None
+                yield wire.Answer(granted=granted)
+
     def RegisterNode(self, request, context):
-        reply = self._answer("RegisterNode", convert.read_register(request), context)
+        reply = self._done("RegisterNode", convert.read_register(request), context)
         return convert.write_registered(replace(reply, dataset_base=self.base))
 
     def Heartbeat(self, request, context):
-        self._answer("Heartbeat", convert.read_heartbeat(request), context)
+        self._done("Heartbeat", convert.read_heartbeat(request), context)
         return wire.HeartbeatResponse()
 
     def RequestLease(self, request, context):
-        return convert.write_granted(
-            self._answer("RequestLease", convert.read_request(request), context), unix_time_ms=0
-        )
+        return convert.write_granted(self._done("RequestLease", convert.read_request(request), context), unix_time_ms=0)
 
     def ReportProgress(self, request, context):
-        self._answer("ReportProgress", convert.read_progress(request), context)
+        self._done("ReportProgress", convert.read_progress(request), context)
         return wire.ReportProgressResponse()
 
     def LeaveNode(self, request, context):
-        self._answer("LeaveNode", convert.read_leave(request), context)
+        self._done("LeaveNode", convert.read_leave(request), context)
         return wire.LeaveNodeResponse()
 
     def Checkpoint(self, request, context):
@@ -148,7 +180,7 @@ class SmallCoordinator(CoordinatorServicer):
             event: events.Restore = read_checkpoint(request.token, self.state.job)
         except ResumeError as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        self._answer("Restore", event, context)
+        self._done("Restore", event, context)
         return wire.RestoreResponse()
 
     def GetManifestStream(self, request, context):

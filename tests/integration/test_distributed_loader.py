@@ -200,14 +200,16 @@ def test_in_doubt_it_waits_until_the_coordinator_confirms(coordinator, join):
         assert taken == list(range(48))
 
 
+@pytest.mark.parametrize("converses", [True, False])
 @pytest.mark.parametrize("call", ["RequestLease", "ReportProgress", "RegisterNode", "LeaveNode"])
-def test_a_lost_answer_loses_and_repeats_nothing(coordinator, join, call):
-    shared = coordinator()
+def test_a_lost_answer_loses_and_repeats_nothing(coordinator, join, call, converses):
+    shared = coordinator(converses=converses)
     shared.lose_answers.add(call)
     with join(shared) as loader:
         assert ids(loader) == list(range(SAMPLES))
     assert not shared.lose_answers
     assert not shared.told("range_requeued")
+    assert (shared.calls["Converse"] > 0) is converses
 
 
 def test_a_coordinator_that_comes_back_goes_on(coordinator, join):

@@ -132,5 +132,9 @@ def _refusing(handler: Any, reason: str) -> Any:
     async def refuse(_request: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
-    kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+    kind = grpc.unary_unary_rpc_method_handler
+    if handler.response_streaming:
+        kind = grpc.unary_stream_rpc_method_handler
+    if handler.request_streaming:
+        kind = grpc.stream_stream_rpc_method_handler
     return kind(refuse, None, handler.response_serializer)  # nor is what they say read

@@ -15,9 +15,9 @@ import grpc
 
 from penstock.coordinator import events
 from penstock.coordinator.access import check_token
+from penstock.coordinator.line import Line
 from penstock.coordinator.wire import convert
 from penstock.coordinator.wire import coordinator_pb2 as wire
-from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
 from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable, LeaseLost, ManifestError
 
 __all__ = ["Client", "Credentials", "addresses_of"]
@@ -121,7 +121,7 @@ class Client:
         self.attempt_s = min(_ATTEMPT_S, timeout_s)  # how long one attempt may take
         self._max_message_bytes = max_message_bytes
         self._lock = threading.Lock()
-        self._channels: dict[str, tuple[grpc.Channel, CoordinatorStub]] = {}
+        self._lines: dict[str, Line] = {}
         self._at = self._addresses[0]
         self._closed = threading.Event()
         self._last = ""
@@ -139,14 +139,15 @@ class Client:
 
     def heartbeat(self, event: events.Heartbeat, within_s: float | None = None) -> None:
         """Say that the node lives. Raises as ``register``."""
-        self._call("Heartbeat", convert.write_heartbeat(event, unix_time_ms=_unix_ms()), within_s)
+        message = convert.write_heartbeat(event, unix_time_ms=_unix_ms())
+        self._say("Heartbeat", wire.Saying(heartbeat=message), within_s)
 
     def request(
         self, event: events.RequestLease, *, lease_ttl_s: float, within_s: float | None = None
     ) -> events.Granted:
         """Ask for leases. Raises as ``register``."""
-        message = self._call("RequestLease", convert.write_request(event), within_s)
-        return convert.read_granted(message, lease_ttl_s=lease_ttl_s)
+        answer = self._say("RequestLease", wire.Saying(request=convert.write_request(event)), within_s)
+        return convert.read_granted(answer.granted, lease_ttl_s=lease_ttl_s)
 
     def progress(self, event: events.Progress, within_s: float | None = None) -> None:
         """Report a cursor.
@@ -155,8 +156,9 @@ class Client:
             LeaseLost: the lease has ended, or is another node's.
             CoordinatorRefused, CoordinatorUnreachable: as ``register``.
         """
+        message = convert.write_progress(event, unix_time_ms=_unix_ms())
         try:
-            self._call("ReportProgress", convert.write_progress(event, unix_time_ms=_unix_ms()), within_s)
+            self._say("ReportProgress", wire.Saying(progress=message), within_s)
         except CoordinatorRefused as error:
             if error.code in _LOST:
                 raise LeaseLost(str(error)) from error
@@ -196,8 +198,8 @@ class Client:
         """
         request = wire.GetManifestRequest(job_id=self._job_id, manifest_hash=manifest_hash)
 
-        def streamed(stub: CoordinatorStub, timeout_s: float) -> tuple[str, int]:
-            return _written(stub.GetManifestStream(request, timeout=timeout_s, metadata=self._metadata()), "data", out)
+        def streamed(line: Line, timeout_s: float) -> tuple[str, int]:
+            return _written(line.call("GetManifestStream", request, timeout_s), "data", out)
 
         got: str
         version: int
@@ -226,21 +228,24 @@ class Client:
         """Hang up."""
         self.wake()
         with self._lock:
-            channels, self._channels = self._channels, {}
-        for channel, _ in channels.values():
-            channel.close()
+            lines, self._lines = self._lines, {}
+        for line in lines.values():
+            line.close()
 
     # How.
 
     def _call(self, name: str, request: Any, within_s: float | None) -> Any:
-        def attempt(stub: CoordinatorStub, timeout_s: float) -> Any:
-            return getattr(stub, name)(request, timeout=timeout_s, metadata=self._metadata())
+        return self._retried(lambda line, timeout_s: line.call(name, request, timeout_s), name, within_s)
 
-        return self._retried(attempt, name, within_s)
+    def _say(self, name: str, saying: wire.Saying, within_s: float | None) -> wire.Answer:
+        answer: wire.Answer = self._retried(lambda line, timeout_s: line.say(saying, timeout_s), name, within_s)
+        if answer.refused:
+            raise _refusal(self._at, name, answer.reason, answer.refused)
+        return answer
 
     def _retried(
         self,
-        attempt: Callable[[CoordinatorStub, float], Any],
+        attempt: Callable[[Line, float], Any],
         name: str,
         within_s: float | None,
         *,
@@ -251,7 +256,7 @@ class Client:
         while True:
             address = self._at
             try:
-                return attempt(self._stub(address), attempt_s or self.attempt_s)
+                return attempt(self._line(address), attempt_s or self.attempt_s)
             except grpc.RpcError as error:
                 leader = self._read(error, name, address)
             left_s = deadline - time.monotonic()
@@ -267,9 +272,7 @@ class Client:
         """Raise what lasts; else turn to whom to ask next, True when that is said to lead."""
         code, details = error.code(), error.details()
         if code not in _TRANSIENT:
-            raise CoordinatorRefused(
-                f"the coordinator at {address} refused {name}: {details}", code=code.name
-            ) from error
+            raise _refusal(address, name, details, code.name) from error
         self._last = f"{code.name}, {details}"
         told = dict(error.trailing_metadata() or ()).get(convert.LEADER_METADATA, "")
         leader = told if isinstance(told, str) else told.decode()
@@ -282,12 +285,13 @@ class Client:
         known = self._addresses
         return known[(known.index(address) + 1) % len(known)] if address in known else known[0]
 
-    def _stub(self, address: str) -> CoordinatorStub:
+    def _line(self, address: str) -> Line:
         with self._lock:
-            if address not in self._channels:
-                channel = self._dial(address)
-                self._channels[address] = (channel, CoordinatorStub(channel))
-            return self._channels[address][1]
+            if address not in self._lines:
+                token = self._credentials.token
+                metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+                self._lines[address] = Line(self._dial(address), metadata)
+            return self._lines[address]
 
     def _dial(self, address: str) -> grpc.Channel:
         options: Sequence[tuple[str, int]] = (
@@ -301,10 +305,6 @@ class Client:
             return grpc.insecure_channel(address, options=options)
         return grpc.secure_channel(address, self._channel_credentials, options=options)
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        token = self._credentials.token
-        return () if token is None else (("authorization", f"Bearer {token}"),)
-
 
 def _written(chunks: Any, field: str, out: IO[bytes]) -> tuple[str, int]:
     out.seek(0)
@@ -317,6 +317,10 @@ def _written(chunks: Any, field: str, out: IO[bytes]) -> tuple[str, int]:
         version = chunk.schema_version
     out.flush()
     return digest.hexdigest(), version
+
+
+def _refusal(address: str, name: str, reason: str, code: str) -> CoordinatorRefused:
+    return CoordinatorRefused(f"the coordinator at {address} refused {name}: {reason}", code=code)
 
 
 def _unix_ms() -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -31,11 +32,7 @@ class ReadableCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc h
 
 
 def _checked(handler: Any) -> Any:
-    def read(data: bytes) -> Any:
-        try:
-            return handler.request_deserializer(data)
-        except DecodeError as error:
-            return _Unreadable(str(error))
+    read = partial(_read, handler.request_deserializer)
 
     async def answer(request: Any, context: Any) -> Any:
         if isinstance(request, _Unreadable):
@@ -48,9 +45,29 @@ def _checked(handler: Any) -> Any:
         async for message in handler.unary_stream(request, context):
             yield message
 
+    async def converse(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for message in handler.stream_stream(_read_ones(requests, context), context):
+            yield message
+
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(converse, read, handler.response_serializer)
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, read, handler.response_serializer)
     return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+
+def _read(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError as error:
+        return _Unreadable(str(error))
+
+
+async def _read_ones(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, _Unreadable):
+            await _refuse(request, context)
+        yield request
 
 
 async def _refuse(request: _Unreadable, context: Any) -> NoReturn:

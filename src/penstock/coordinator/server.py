@@ -127,10 +127,10 @@ class CoordinatorServer:
         self.seat = Seat(journal, job, terms, checkpoint=checkpoint, anew=settings.anew)
         self.page: PageServer | None = None
         self._watch = Watch(self.seat)
-        service = CoordinatorService(
+        self._service = CoordinatorService(
             self.seat, self._watch, manifests, dataset_base=dataset_base, max_message_bytes=settings.max_message_bytes
         )
-        add_CoordinatorServicer_to_server(service, self._server)
+        add_CoordinatorServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._stopping = asyncio.Event()
 
@@ -158,6 +158,7 @@ class CoordinatorServer:
         finally:
             if self.page is not None:
                 await self.page.close()
+            await self._service.conversations.end()
             await self._server.stop(grace_s)  # calls that have begun are answered, by a seat that still decides
             await self.seat.close()
             for task in beside:

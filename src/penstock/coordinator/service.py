@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from penstock.coordinator.events import Event, Granted, Refused, Registered, Reply
+from penstock.coordinator.conversations import Conversations
+from penstock.coordinator.events import Code, Event, Granted, Refused, Registered, Reply
 from penstock.coordinator.manifests import ManifestText
 from penstock.coordinator.seat import Seat
 from penstock.coordinator.state import State
@@ -54,6 +56,9 @@ class CoordinatorService(CoordinatorServicer):
         dataset_base: what relative locations in the manifest are joined to.
         max_message_bytes: of a whole manifest in one message.
         unix_time_ms: the time of day.
+
+    Attributes:
+        conversations: those that are going on.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class CoordinatorService(CoordinatorServicer):
         self._dataset_base = dataset_base
         self._max_message_bytes = max_message_bytes
         self._unix_time_ms = unix_time_ms
+        self.conversations = Conversations()
 
     async def RegisterNode(self, request: wire.RegisterNodeRequest, context: _Context) -> wire.RegisterNodeResponse:
         """A node takes part."""
@@ -87,7 +93,7 @@ class CoordinatorService(CoordinatorServicer):
     async def RequestLease(self, request: wire.RequestLeaseRequest, context: _Context) -> wire.RequestLeaseResponse:
         """A node wants leases."""
         reply = await self._done(convert.read_request(request), context)
-        return convert.write_granted(_expected(reply, Granted), unix_time_ms=self._unix_time_ms())
+        return self._granted(reply)
 
     async def ReportProgress(
         self, request: wire.ReportProgressRequest, context: _Context
@@ -100,6 +106,10 @@ class CoordinatorService(CoordinatorServicer):
         """A node ends."""
         await self._done(convert.read_leave(request), context)
         return wire.LeaveNodeResponse()
+
+    def Converse(self, sayings: AsyncIterator[wire.Saying], context: _Context) -> AsyncIterator[wire.Answer]:
+        """A node says one thing after the other."""
+        return self.conversations.follow(sayings, partial(self._answer, context=context), context)
 
     async def Restore(self, request: wire.RestoreRequest, context: _Context) -> wire.RestoreResponse:
         """The job is to begin where a checkpoint says."""
@@ -145,18 +155,38 @@ class CoordinatorService(CoordinatorServicer):
 
     # What they have in common.
 
+    async def _answer(self, saying: wire.Saying, *, context: _Context) -> wire.Answer:
+        match saying.WhichOneof("said"):
+            case "heartbeat":
+                reply = await self._decided(convert.read_heartbeat(saying.heartbeat), context)
+            case "request":
+                reply = await self._decided(convert.read_request(saying.request), context)
+            case "progress":
+                reply = await self._decided(convert.read_progress(saying.progress), context)
+            case _:
+                reply = Refused(Code.INVALID_ARGUMENT, "nothing was said that this coordinator knows; is it older?")
+        if isinstance(reply, Refused):
+            return wire.Answer(refused=reply.code.value, reason=reply.reason)
+        return wire.Answer(granted=self._granted(reply) if isinstance(reply, Granted) else None)
+
     async def _done(self, event: Event, context: _Context) -> Reply:
+        reply = await self._decided(event, context)
+        if isinstance(reply, Refused):
+            await context.abort(grpc.StatusCode[reply.code.value], reply.reason)
+        return reply
+
+    async def _decided(self, event: Event, context: _Context) -> Reply:
         try:
-            reply = await self._seat.do(event)
+            return await self._seat.do(event)
         except NotLeader as error:
             await self._not_leader(error, context)
         except JournalUnavailable as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{error}; say it again")
         except CoordinatorError as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
-        if isinstance(reply, Refused):
-            await context.abort(grpc.StatusCode[reply.code.value], reply.reason)
-        return reply
+
+    def _granted(self, reply: Reply) -> wire.RequestLeaseResponse:
+        return convert.write_granted(_expected(reply, Granted), unix_time_ms=self._unix_time_ms())
 
     async def _not_leader(self, error: NotLeader, context: _Context) -> NoReturn:
         leader = await self._seat.leader()

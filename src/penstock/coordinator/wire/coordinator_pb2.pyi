@@ -202,6 +202,26 @@ class LeaveNodeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Saying(_message.Message):
+    __slots__ = ("heartbeat", "request", "progress")
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    heartbeat: HeartbeatRequest
+    request: RequestLeaseRequest
+    progress: ReportProgressRequest
+    def __init__(self, heartbeat: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., request: _Optional[_Union[RequestLeaseRequest, _Mapping]] = ..., progress: _Optional[_Union[ReportProgressRequest, _Mapping]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("refused", "reason", "granted")
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    refused: str
+    reason: str
+    granted: RequestLeaseResponse
+    def __init__(self, refused: _Optional[str] = ..., reason: _Optional[str] = ..., granted: _Optional[_Union[RequestLeaseResponse, _Mapping]] = ...) -> None: ...
+
 class RestoreRequest(_message.Message):
     __slots__ = ("job_id", "token")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class CoordinatorStub:
                 request_serializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/mx8.v0.Coordinator/Converse',
+                request_serializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Saying.SerializeToString,
+                response_deserializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Answer.FromString,
+                _registered_method=True)
         self.Checkpoint = channel.unary_unary(
                 '/mx8.v0.Coordinator/Checkpoint',
                 request_serializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.CheckpointRequest.SerializeToString,
@@ -119,6 +124,14 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Converse(self, request_iterator, context):
+        """What a node says again and again, one thing after the other: each costs a fifth of a call of its own. Answers come
+        in the order of what they answer. A coordinator that doesn't lead, or ends, ends it as a call, with its status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Checkpoint(self, request, context):
         """What is done, to begin there another time.
         """
@@ -175,6 +188,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreRequest.FromString,
                     response_serializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreResponse.SerializeToString,
+            ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Saying.FromString,
+                    response_serializer=penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Answer.SerializeToString,
             ),
             'Checkpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.Checkpoint,
@@ -403,6 +421,33 @@ class Coordinator:
             '/mx8.v0.Coordinator/Restore',
             penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreRequest.SerializeToString,
             penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mx8.v0.Coordinator/Converse',
+            penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Saying.SerializeToString,
+            penstock_dot_coordinator_dot_wire_dot_coordinator__pb2.Answer.FromString,
             options,
             channel_credentials,
             insecure,
