@@ -1,4 +1,5 @@
-"""How many lease operations a coordinator does a second on one core: its seat alone, and all of it through gRPC.
+"""How many lease operations a coordinator does a second on one core: its seat alone, and all of it through gRPC, by
+a conversation with each node, as our nodes have them, or by calls, as MX8's make them.
 
     python bench/coordinator.py [--nodes 64] [--operations 20000] [--journal file|memory]
 
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from penstock.coordinator.events import Granted, Progress, Register, RequestLease
 from penstock.coordinator.journal.opening import open_journal
@@ -89,7 +91,7 @@ async def serve(nodes: int, operations: int, journal: str) -> None:
     await running
 
 
-async def drive_grpc(addr: str, first: int, count: int) -> int:
+async def drive_grpc(addr: str, count: int, *, calls: bool) -> int:
     import grpc
 
     from penstock.coordinator.wire import coordinator_pb2 as wire
@@ -97,32 +99,40 @@ async def drive_grpc(addr: str, first: int, count: int) -> int:
 
     async def node(node_id: str) -> int:
         done = 0
+        conversation = None if calls else stub.Converse()
+
+        async def say(what: str, message: Any) -> Any:
+            if conversation is None:
+                return await (stub.RequestLease if what == "request" else stub.ReportProgress)(message)
+            await conversation.write(wire.Saying(**{what: message}))
+            answer = await conversation.read()
+            assert not answer.refused, answer.reason
+            return answer.granted
+
         while True:
             fields = {"job_id": "job", "node_id": node_id, "instance": node_id}
-            granted = await stub.RequestLease(wire.RequestLeaseRequest(**fields, want=1, request=str(done)))
+            granted = await say("request", wire.RequestLeaseRequest(**fields, want=1, request=str(done)))
             if not granted.leases:
                 return done
             done += 1
             (lease,) = granted.leases
             start, size = lease.range.start_id, lease.range.end_id - lease.range.start_id
             for step in range(1, REPORTS + 1):
-                await stub.ReportProgress(
-                    wire.ReportProgressRequest(
-                        **fields, lease_id=lease.lease_id, cursor=start + size * step // REPORTS, fence=lease.fence
-                    )
-                )
+                cursor = start + size * step // REPORTS
+                report = wire.ReportProgressRequest(**fields, lease_id=lease.lease_id, cursor=cursor, fence=lease.fence)
+                await say("progress", report)
                 done += 1
 
     async with grpc.aio.insecure_channel(addr) as channel:
         stub = CoordinatorStub(channel)
-        names = [f"n{number}" for number in range(first, first + count)]
+        names = [f"n{number}" for number in range(count)]
         for name in names:
             caps = wire.NodeCaps(max_ram_bytes=1)
             await stub.RegisterNode(wire.RegisterNodeRequest(job_id="job", node_id=name, instance=name, caps=caps))
         return sum(await asyncio.gather(*map(node, names)))
 
 
-def bench_grpc(nodes: int, operations: int, journal: str) -> dict[str, float]:
+def bench_grpc(nodes: int, operations: int, journal: str, *, calls: bool) -> dict[str, float]:
     command = [sys.executable, __file__, "--serve", f"--nodes={nodes}", f"--operations={operations}"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, f"--at={journal}"], stdin=pipe, stdout=pipe, text=True) as server:
@@ -135,7 +145,7 @@ def bench_grpc(nodes: int, operations: int, journal: str) -> dict[str, float]:
             return float(json.loads(server.stdout.readline())["cpu_s"])
 
         before, began = cpu(), time.perf_counter()
-        count = asyncio.run(drive_grpc(addr, 0, nodes))
+        count = asyncio.run(drive_grpc(addr, nodes, calls=calls))
         wall, used = time.perf_counter() - began, cpu() - before
         server.stdin.close()
     return {"operations": count, "wall_s": wall, "cpu_s": used}
@@ -166,11 +176,14 @@ def main() -> None:
     print(f"{asked.nodes} nodes, journal: {asked.journal}, {os.cpu_count()} cores")
     for run in range(asked.runs):
         with tempfile.TemporaryDirectory() as folder:
-            paths = [f"{Path(folder) / name}" if asked.journal == "file" else "memory:" for name in ("seat", "grpc")]
+            names = ("seat", "conversations", "calls")
+            paths = [f"{Path(folder) / name}" if asked.journal == "file" else "memory:" for name in names]
             if asked.only != "grpc":
                 show(f"run {run + 1}, seat alone", asyncio.run(bench_seat(asked.nodes, asked.operations, paths[0])))
             if asked.only != "seat":
-                show(f"run {run + 1}, through gRPC", bench_grpc(asked.nodes, asked.operations, paths[1]))
+                for way, path in zip(("conversations", "calls"), paths[1:], strict=True):
+                    found = bench_grpc(asked.nodes, asked.operations, path, calls=way == "calls")
+                    show(f"run {run + 1}, gRPC {way}", found)
 
 
 if __name__ == "__main__":
