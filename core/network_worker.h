@@ -107,9 +107,11 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   // notices no dead peer: what was under way to one ends only with the worker.)
   void close();
   bool open() const { return handle_ != nullptr; }
+  // Nothing is sent any more once something that was came back because of the line.
+  bool sends() const { return open() && !cut_; }
   // Nothing that was sent is under way any more.
   bool idle() const { return under_way_ == 0; }
-  void settled() { --under_way_; }
+  void settled(ucs_status_t status);
   // UCX has found it broken.
   bool broken() const { return broken_; }
   // Such as "tcp/eth0"; several are joined by commas.
@@ -126,6 +128,7 @@ class Endpoint : public std::enable_shared_from_this<Endpoint> {
   ucp_ep_h handle_ = nullptr;
   int under_way_ = 0;
   bool broken_ = false;
+  bool cut_ = false;
   bool notices_death_ = true;
 };
 
