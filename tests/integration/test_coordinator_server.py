@@ -89,6 +89,7 @@ def test_chunks_are_small_whatever_the_store_gives():
         ("", "INVALID_ARGUMENT", "manifest_hash is blank"),
         ("a/b", "INVALID_ARGUMENT", "can't be one"),
         ("../x", "INVALID_ARGUMENT", "can't be one"),
+        ("h" * 1000, "INVALID_ARGUMENT", "can't be one"),
         ("0" * 64, "NOT_FOUND", "manifest not found"),
         ("damaged", "INTERNAL", "isn't one"),
         ("folder", "INTERNAL", "folder"),

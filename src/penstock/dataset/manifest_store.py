@@ -31,6 +31,7 @@ from penstock.store.oserrors import os_errors
 __all__ = ["ManifestStore", "Pointer", "check_hash", "staging_file", "staging_folder"]
 
 _PIECE_BYTES = 1 << 20
+_LONGEST_HASH = 200  # a file of this name, with what staging adds, is still one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ def check_hash(manifest_hash: str) -> str:
     r"""Return a hash that can be a key.
 
     Raises:
-        ConfigError: it is empty, or holds ``/``, ``\`` or ``..``.
+        ConfigError: it is empty, longer than a file's name may be, or holds ``/``, ``\`` or ``..``.
     """
-    if not manifest_hash or any(part in manifest_hash for part in ("/", "\\", "..", "\0")):
-        raise ConfigError(f"manifest hash {manifest_hash!r} can't be one; give 64 lower-case hex digits")
+    long = len(manifest_hash) > _LONGEST_HASH
+    if not manifest_hash or long or any(part in manifest_hash for part in ("/", "\\", "..", "\0")):
+        raise ConfigError(f"manifest hash {manifest_hash[:80]!r} can't be one; give 64 lower-case hex digits")
     return manifest_hash
 
 
