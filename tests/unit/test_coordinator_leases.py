@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from penstock.coordinator.events import (
@@ -74,6 +75,16 @@ def test_a_lease_of_a_process_that_was_replaced_waits_until_its_time_is_over():
     assert job.ask(instance="1") == ()
     job.do(Tick(), 0.2)
     assert [(each.start, each.end) for each in job.ask(instance="1")] == [(0, 10)]
+
+
+def test_the_more_nodes_there_are_the_longer_those_wait_that_get_nothing():
+    waits = []
+    for world_size in (1, 1000, 4000, 30_000):
+        job = Shell(samples=0)
+        job.register("n")
+        job.state = replace(job.state, course=replace(job.state.course, phase="running", world_size=world_size))
+        waits.append(job.do(RequestLease("job", "n", 1, "0")).wait_s)
+    assert waits == [0.5, 0.5, 2.0, TERMS.lease_ttl_s]
 
 
 def test_a_process_that_was_replaced_does_not_come_back_by_a_late_message():

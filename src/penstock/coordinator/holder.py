@@ -34,6 +34,8 @@ __all__ = ["Holder", "Member", "join"]
 
 _SLICE_S: Final = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _POLL_S: Final = 0.2  # between questions whether all nodes are there
+_POLLS_PER_S: Final = 1000
+_MOST_POLL_S: Final = 10.0
 _LEAST_ATTEMPT_S: Final = 1.0
 _CLOSE_S: Final = 5.0  # for the last words
 _JOIN_S: Final = 10.0
@@ -79,7 +81,12 @@ def join(client: Client, job_id: str, node_id: str, caps: Caps, *, within_s: flo
                 "the others don't come, begin the coordinator with a smaller world size, or wait longer with "
                 "join_timeout_s"
             )
-        time.sleep(_POLL_S)
+        time.sleep(_pause_s(registered.world_size))
+
+
+def _pause_s(world_size: int) -> float:
+    """Until the next question; many nodes together don't ask oftener than a coordinator can answer."""
+    return min(max(_POLL_S, world_size / _POLLS_PER_S), _MOST_POLL_S)
 
 
 class Holder:

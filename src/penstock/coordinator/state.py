@@ -79,7 +79,7 @@ class Terms:
             = for ever.
         min_world_size: with how many it may then begin; 0 = only with all.
         steal: whether nodes that have nothing left take blocks out of the longest queue of another.
-        wait_s: what a node that gets nothing is told to wait.
+        wait_s: what a node that gets nothing is told to wait, at least; more where there are thousands.
     """
 
     lease_ttl_s: float = 10.0

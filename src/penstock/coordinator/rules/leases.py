@@ -17,6 +17,8 @@ __all__ = ["MAX_WANT", "check_drained", "end_leases", "open_queue", "progress", 
 MAX_WANT: Final = 1024
 """Most leases in one answer; who wants more gets so many."""
 
+_ASKS_PER_S: Final = 2000
+
 
 def request(draft: Draft, event: RequestLease, now: float) -> tuple[Reply, str]:
     """Grant a node as many as it wants, as far as there are any."""
@@ -87,7 +89,12 @@ def _granted(state: State, lease_ids: tuple[str, ...]) -> Granted:
         )
 
     leases = tuple(told(lease_id, state.leases[lease_id]) for lease_id in lease_ids)
-    return Granted(leases, 0.0 if leases else state.terms.wait_s, state.course.phase == "drained")
+    return Granted(leases, 0.0 if leases else _wait_s(state), state.course.phase == "drained")
+
+
+def _wait_s(state: State) -> float:
+    """Longer where many wait: together they ask often enough for whatever is given back, and no oftener."""
+    return max(state.terms.wait_s, min(state.course.world_size / _ASKS_PER_S, state.terms.lease_ttl_s))
 
 
 def progress(draft: Draft, event: Progress, now: float) -> tuple[Reply, str]:
