@@ -157,6 +157,9 @@ VARIABLES: dict[str, Variable] = {
     "ETCD_PASSWORD": _own("ETCD_PASSWORD", "unset", "password of that user", seed=False),
     "ETCD_CA": _own("ETCD_CA", "the system's authorities", "who vouches for an https etcd: a PEM file", seed=False),
     "ETCD_CERT": _own("ETCD_CERT", "unset", "our certificate, where etcd wants one: a PEM file", seed=False),
+    "ETCD_COMPACT": _own(
+        "ETCD_COMPACT", "true", "whether a coordinator has etcd forget the history that its journal leaves", seed=False
+    ),
     "ETCD_KEY": _own("ETCD_KEY", "in PENSTOCK_ETCD_CERT", "key of that certificate: a PEM file", seed=False),
     "TRANSFER_NETWORK": _own(
         "TRANSFER_NETWORK",

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from penstock import config
 from penstock.coordinator.journal.base import apply_changes
 from penstock.coordinator.journal.etcd_leadership import Leadership, leader_at
 from penstock.coordinator.journal.etcd_log import (
@@ -58,7 +59,8 @@ class EtcdJournal:
     back before the leader's lease ended.
 
     When the log was written anew, etcd is asked to forget what it held before the time before: a history that nobody
-    compacts fills etcd. It needs leave to do so only where etcd has users.
+    compacts fills etcd. It needs leave to do so only where etcd has users. All of etcd forgets: where others look back in
+    it, give ``forget=False`` and have etcd compact by itself.
 
     Args:
         endpoints: ``"http://host:port"``, several in a list or between commas.
@@ -73,6 +75,7 @@ class EtcdJournal:
         user: for an etcd that asks who one is.
         password: of the user.
         tls: for ``https``; None = the system's authorities.
+        forget: whether etcd is asked to forget its history.
 
     Raises:
         ConfigError: endpoints that aren't addresses.
@@ -91,6 +94,7 @@ class EtcdJournal:
         user: str | None = None,
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
+        forget: bool = True,
     ) -> None:
         self._gateway = Gateway(parse_endpoints(endpoints), user=user, password=password, tls=tls)
         self._keys = Keys(prefix, job_id)
@@ -106,11 +110,12 @@ class EtcdJournal:
         self._records: dict[str, str] = {}
         self._log_bytes = self._whole_bytes = 0
         self._revision = 0  # of etcd, when we wrote last
+        self._forgets = forget
         self._forgettable: int | None = None
 
     @classmethod
     def from_environment(cls, endpoints: str, *, job_id: str, address: str, prefix: str, ttl_s: float) -> EtcdJournal:
-        """With the user and certificates of ``PENSTOCK_ETCD_USER`` and the like.
+        """With the user and certificates of ``PENSTOCK_ETCD_USER`` and the like, and as ``PENSTOCK_ETCD_COMPACT`` says.
 
         Raises:
             ConfigError: they, or the endpoints, can't be used.
@@ -122,6 +127,7 @@ class EtcdJournal:
             prefix=prefix,
             ttl_s=ttl_s,
             **configured_user(),
+            forget=config.flag("ETCD_COMPACT") is not False,
         )
 
     def lead(self, timeout_s: float | None) -> int | None:
@@ -272,7 +278,7 @@ class EtcdJournal:
     def _forget(self) -> None:
         """Let etcd forget the history before the last time that we were here."""
         before, self._forgettable = self._forgettable, self._revision
-        if before is None:
+        if before is None or not self._forgets:
             return
         try:
             self._gateway.call("/v3/kv/compaction", {"revision": str(before)}, Deadline(_TRY_S, "compacting etcd"))
