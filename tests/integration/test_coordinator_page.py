@@ -175,7 +175,7 @@ def test_with_a_token_nobody_looks_without():
 
 def test_without_a_token_only_this_machine_and_only_by_its_own_name(show):
     assert get(show, Host="somebody.example")[0] == 421
-    with pytest.raises(ConfigError, match=r"could be seen from other machines.*token"), JobOnShow(host="0.0.0.0"):
+    with pytest.raises(ConfigError, match=r"could be reached from other machines.*token"), JobOnShow(host="0.0.0.0"):
         pass
     with pytest.raises(ConfigError, match="the token is empty"), JobOnShow(token=""):
         pass

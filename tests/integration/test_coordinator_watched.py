@@ -69,7 +69,11 @@ def test_the_page_has_the_next_port_or_another_or_none():
 
 @pytest.mark.parametrize(
     ("page_addr", "complaint"),
-    [("0.0.0.0:0", "could be seen from other machines"), ("nonsense", "isn't host:port"), ("127.0.0.1:{}", "choose")],
+    [
+        ("0.0.0.0:0", "could be reached"),
+        ("nonsense", "isn't host:port"),
+        ("127.0.0.1:{}", "choose"),
+    ],
 )
 def test_a_page_that_cant_be_is_an_error_before_anything_begins(page_addr, complaint):
     with socket.create_server(("127.0.0.1", 0)) as taken:
