@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from packing import pack_random
 
-pytest.importorskip("lightning")
-import lightning
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-
+pytest.importorskip("torch")
 import penstock
 from penstock.torch import EpochLoader
 
@@ -23,6 +21,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Once, and by no collection of garbage looked through again; see tests/conftest.py."""
+    pytest.importorskip("lightning")
+    import lightning_fit  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +53,15 @@ def expected(packed, how):
     return found
 
 
-class Recorder(lightning.LightningModule):
-    """Learns nothing, and remembers what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[list[int]] = []
-
-    def training_step(self, batch, _):
-        self.seen.append(batch.sample_ids)
-        return self.weight.sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.fixture
 def fit(packed, how, tmp_path):
     """Fits a new Recorder with a new loader; returns what it saw."""
 
     def run(resume: bool = False, *, max_steps: int = -1, **checkpoint) -> list[list[int]]:
-        keep = ModelCheckpoint(tmp_path, save_last=True, **checkpoint)
-        trainer = lightning.Trainer(
-            max_epochs=3,
-            max_steps=max_steps,
-            callbacks=[keep],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-        )
-        model = Recorder()
+        from lightning_fit import seen_in_fit
+
         with EpochLoader(penstock.load, str(packed / "packed"), **how) as loader:
-            trainer.fit(model, loader, ckpt_path=str(tmp_path / "last.ckpt") if resume else None)
-        return model.seen
+            return seen_in_fit(loader, tmp_path, resume=resume, max_steps=max_steps, **checkpoint)
 
     return run
 
