@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import subprocess
 import threading
 import time
 from itertools import chain
@@ -13,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.certificates import make_certificates
 from tests.coordinators import BACK_SOON, JOB_ID, Node, Threaded, nodes, running
 
 from penstock.coordinator.access import Access, check_address, split_address
@@ -176,19 +176,7 @@ def healthy(channel, service):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """An authority, and certificates of a server and a client that it vouches for."""
-    folder = tmp_path_factory.mktemp("tls")
-    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-
-    def make(name, *options):
-        command = [*new, "-x509", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *options]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    make("ca")
-    for name in ("server", "client"):
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=CA:FALSE")
-        make(name, *signed, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 def secured(coordinator, certificates, *, client):

@@ -72,7 +72,8 @@ def _code(status: int) -> str:
 
 
 def _from_grpc(url: str, token: str | None, job_id: str, timeout_s: float) -> str:
-    from penstock.coordinator.client import Client, Credentials
+    from penstock.coordinator.client import Client
+    from penstock.coordinator.credentials import Credentials
 
     client = Client(url, job_id, timeout_s=timeout_s, credentials=Credentials(token=token))
     try:

@@ -6,61 +6,29 @@ import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Final
 
 import grpc
 
 from penstock.coordinator import events
 from penstock.coordinator.access import check_token
+from penstock.coordinator.credentials import Credentials, fault_of
 from penstock.coordinator.line import Line
 from penstock.coordinator.wire import convert
 from penstock.coordinator.wire import coordinator_pb2 as wire
 from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable, LeaseLost, ManifestError
 
-__all__ = ["Client", "Credentials", "addresses_of"]
+__all__ = ["Client", "addresses_of"]
 
 _TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
 _LOST: Final = ("NOT_FOUND", "FAILED_PRECONDITION")
 _ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
 _FIRST_PAUSE_S: Final = 0.05
 _MOST_PAUSE_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Who we are for a coordinator, and how we know that it is ours.
-
-    Attributes:
-        token: that it asks of everybody; None = it asks for none.
-        ca: file with the certificates that its own is signed by; None = the system's, with ``https://``.
-        certificate: our file, where it asks for one.
-        key: of that certificate; None = in the same file.
-    """
-
-    token: str | None = None
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    def channel(self) -> grpc.ChannelCredentials:
-        """For a line with TLS.
-
-        Raises:
-            ConfigError: a file can't be read.
-        """
-        if self.key is not None and self.certificate is None:
-            raise ConfigError("there is a TLS key and no certificate that it is of; give both files, or neither")
-        try:
-            ca, key, chain = (
-                None if path is None else path.read_bytes()
-                for path in (self.ca, self.key or self.certificate, self.certificate)
-            )
-        except OSError as error:
-            raise ConfigError(f"a TLS file can't be read: {error}") from error
-        return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=chain)
+_LOOK_S: Final = 1.0  # for finding out why there is no line
+_SURE: Final = 3  # so often at each address; a coordinator that ends looks like one that doesn't want us
 
 
 def addresses_of(coord_url: str) -> tuple[tuple[str, ...], bool]:
@@ -114,8 +82,8 @@ class Client:
         self._addresses, encrypted = addresses_of(coord_url)
         self._credentials = credentials or Credentials()
         check_token(self._credentials.token or "")
-        files = (self._credentials.ca, self._credentials.certificate, self._credentials.key)
-        self._channel_credentials = self._credentials.channel() if encrypted or any(files) else None
+        encrypted = encrypted or self._credentials.of_tls
+        self._channel_credentials = self._credentials.channel() if encrypted else None
         self._job_id = job_id
         self.timeout_s = timeout_s
         self.attempt_s = min(_ATTEMPT_S, timeout_s)  # how long one attempt may take
@@ -125,6 +93,8 @@ class Client:
         self._at = self._addresses[0]
         self._closed = threading.Event()
         self._last = ""
+        self._answered = False  # by anybody
+        self._faults: Counter[str] = Counter()  # how often a line couldn't be agreed on, by address
 
     # What a node says. Each takes ``within_s``: how long it is retried; 0 = one attempt.
 
@@ -256,7 +226,9 @@ class Client:
         while True:
             address = self._at
             try:
-                return attempt(self._line(address), attempt_s or self.attempt_s)
+                answer = attempt(self._line(address), attempt_s or self.attempt_s)
+                self._answered = True
+                return answer
             except grpc.RpcError as error:
                 leader = self._read(error, name, address)
             left_s = deadline - time.monotonic()
@@ -276,10 +248,25 @@ class Client:
         self._last = f"{code.name}, {details}"
         told = dict(error.trailing_metadata() or ()).get(convert.LEADER_METADATA, "")
         leader = told if isinstance(told, str) else told.decode()
+        self._answered = self._answered or bool(leader)
+        if not self._answered and code is grpc.StatusCode.UNAVAILABLE:
+            self._look_closer(address)
         with self._lock:
             if self._at == address:
                 self._at = leader or self._after(address)
         return bool(leader) and leader != address
+
+    def _look_closer(self, address: str) -> None:
+        """Raise why there can't be a line to any of them, once that is sure: asking again wouldn't help."""
+        encrypted = self._channel_credentials is not None
+        fault = fault_of(address, self._credentials, encrypted=encrypted, timeout_s=min(_LOOK_S, self.attempt_s))
+        if fault is None:
+            self._faults[address] = 0
+            return
+        self._faults[address] += 1
+        self._last = str(fault)
+        if all(self._faults[each] >= _SURE for each in self._addresses):
+            raise fault
 
     def _after(self, address: str) -> str:
         known = self._addresses

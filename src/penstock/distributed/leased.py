@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from penstock import config
 from penstock.budget import Budget
-from penstock.coordinator.client import Credentials
+from penstock.coordinator.credentials import Credentials
 from penstock.coordinator.holder import Holder, join
 from penstock.coordinator.holding import Portion
 from penstock.coordinator.state import Caps

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.coordinator.client import Client, Credentials
+from penstock.coordinator.client import Client
+from penstock.coordinator.credentials import Credentials
 from penstock.errors import ConfigError
 
 __all__ = ["Link", "named", "positive"]
