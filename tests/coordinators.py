@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +188,23 @@ class Process:
     Args:
         log: of what it says; more is added to it.
         options: of the command.
+        environment: more of it.
+        through: a module that runs it, and what that is given first.
 
     Attributes:
         addr: host:port.
     """
 
-    def __init__(self, log: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+    ) -> None:
         self.log = log
         seen = len(log.read_text()) if log.exists() else 0
-        command = [sys.executable, "-m", "penstock", "coordinator", *options]
+        command = [sys.executable, "-m", *through, "penstock", "coordinator", *options]
         with log.open("ab") as out:  # not `launched`: gRPC's threads don't bear a fork, which its preexec_fn takes
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}

@@ -165,6 +165,20 @@ def test_who_was_asleep_itself_blames_nobody():
     asyncio.run(run())
 
 
+def test_a_report_that_waited_while_we_were_asleep_is_as_good_as_before():
+    """It is decided before any tick, and by a clock that says that its cursor has stood still for very long."""
+
+    async def run():
+        now = [100.0]
+        async with seated(clock=lambda: now[0]) as seat:
+            await seat.do(REGISTER)
+            (lease,) = (await seat.do(REQUEST)).leases
+            now[0] += 2 * Terms().idle_lease_s
+            assert await seat.do(Progress("job", "a", lease.lease_id, lease.start)) == Done()
+
+    asyncio.run(run())
+
+
 def test_a_journal_that_was_long_in_answering_ends_no_lease():
     async def run():
         journal = Watched()

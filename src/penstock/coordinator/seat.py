@@ -76,6 +76,7 @@ class Seat:
         self._ended.set()  # run() hasn't begun
         self._complaint = ""
         self._listeners: list[Callable[[float, Note], None]] = []
+        self._awake_s = 0.0  # when a group was last decided
         self._leader: str | None = None
         self._leader_until_s = 0.0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="penstock-journal")  # keeps what is kept in order
@@ -165,6 +166,7 @@ class Seat:
     async def _lead(self, term: int) -> None:
         try:
             self._state = await self._take_over(term)
+            self._awake_s = self._clock()
             prove("leading", term=term, phase=self._state.course.phase)
             self._complaint = ""
             await _until_one_ends(self._decide(), self._tick())
@@ -209,6 +211,8 @@ class Seat:
                 await self._woken.wait()
                 continue
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_AT_ONCE))]
+            if self._was_away():
+                group.insert(0, (Recover(0), _nobodys()))
             try:
                 await self._decide_group(group)
             except BaseException as error:
@@ -241,23 +245,23 @@ class Seat:
         self._tell(now, notes)
         for (_, future), reply in zip(group, replies, strict=True):
             _settle(future, reply)
-        if self._clock() - now > self._terms.lease_ttl_s / 2:
-            self._forgive()
 
-    def _forgive(self) -> None:
-        """The journal was long in answering: reports wait behind it, and a tick before them would end their leases."""
-        self._waiting.appendleft((Recover(0), asyncio.get_running_loop().create_future()))
+    def _was_away(self) -> bool:
+        """Whether we stood still ourselves, our clock jumped, or the journal was long in answering.
+
+        Reports wait behind that, so nobody is blamed for it: before anything else is decided all time begins again.
+        """
+        before, self._awake_s = self._awake_s, self._clock()
+        return self._awake_s - before > self._terms.lease_ttl_s / 2
 
     async def _tick(self) -> None:
-        """Let time pass. Who was asleep itself doesn't blame others for it: then all time begins again."""
+        """Let time pass, several times in what ``_was_away`` calls away."""
         pause_s = min(_TICK_S, self._terms.lease_ttl_s / 4)
         seen: object = None
         with contextlib.suppress(NotLeader, JournalUnavailable):
             while True:
-                before = self._clock()
                 await asyncio.sleep(pause_s)
-                slept = self._clock() - before > pause_s + self._terms.lease_ttl_s / 2
-                await self.do(Recover(0) if slept else Tick())
+                await self.do(Tick())
                 state = self._state
                 if state is not None and state.leases is not seen:
                     seen = state.leases
@@ -288,6 +292,13 @@ async def _until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
 
 def _written(changes: Changes) -> dict[str, str | None]:
     return {key: None if record is None else write_record(record) for key, record in changes.items()}
+
+
+def _nobodys() -> asyncio.Future[Reply]:
+    """An answer that nobody waits for."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    return future
 
 
 def _settle(future: asyncio.Future[Reply], result: Reply | BaseException) -> None:
