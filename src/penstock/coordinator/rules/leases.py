@@ -8,7 +8,7 @@ from typing import Final
 from penstock.coordinator.blocks import SampleRange
 from penstock.coordinator.draft import Draft, Note
 from penstock.coordinator.events import Code, Done, Granted, GrantedLease, Progress, Reply, RequestLease
-from penstock.coordinator.rules.members import check_begun, heard, member
+from penstock.coordinator.rules.members import check_begun, check_length, heard, member
 from penstock.coordinator.rules.refusal import No
 from penstock.coordinator.state import Held, Lease, State
 
@@ -25,6 +25,7 @@ def request(draft: Draft, event: RequestLease, now: float) -> tuple[Reply, str]:
     node = member(draft.state, event.job_id, event.node_id, event.instance)
     if event.want < 1:
         raise No(Code.INVALID_ARGUMENT, f"want is {event.want}; ask for at least 1 lease")
+    check_length("request", event.request)
     check_begun(draft.state)
     heard(draft, event.node_id, now)
     if event.request and event.request == node.request:
@@ -131,6 +132,7 @@ def progress(draft: Draft, event: Progress, now: float) -> tuple[Reply, str]:
 def _check_lease_id(lease_id: str) -> None:
     if not lease_id.strip():
         raise No(Code.INVALID_ARGUMENT, "lease_id is blank; give the one that was granted")
+    check_length("lease_id", lease_id)
 
 
 def _check_holder(lease: Lease | None, event: Progress) -> Lease:

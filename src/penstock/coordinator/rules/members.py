@@ -12,7 +12,7 @@ from penstock.coordinator.events import Code
 from penstock.coordinator.rules.refusal import No
 from penstock.coordinator.state import Node, Pulse, State
 
-__all__ = ["check_begun", "check_ids", "check_job", "heard", "member", "some_names", "taken"]
+__all__ = ["check_begun", "check_ids", "check_job", "check_length", "heard", "member", "some_names", "taken"]
 
 _MAX_ID: Final = 256
 
@@ -20,6 +20,7 @@ _MAX_ID: Final = 256
 def member(state: State, job_id: str, node_id: str, instance: str) -> Node:
     """The node that says this, if it is one of this job's and no later process took its place."""
     check_ids(job_id, node_id)
+    check_length("instance", instance)
     check_job(state, job_id)
     node = state.nodes.get(node_id)
     if node is None:
@@ -62,8 +63,13 @@ def check_ids(job_id: str, node_id: str) -> None:
     for name, given in (("job_id", job_id), ("node_id", node_id)):
         if not given.strip():
             raise No(Code.INVALID_ARGUMENT, f"{name} is blank; give it a name")
-        if len(given) > _MAX_ID:
-            raise No(Code.INVALID_ARGUMENT, f"{name} has {len(given)} characters; at most {_MAX_ID} are allowed")
+        check_length(name, given)
+
+
+def check_length(name: str, given: str) -> None:
+    """Refuse what would fill the journal, or an answer that repeats it."""
+    if len(given) > _MAX_ID:
+        raise No(Code.INVALID_ARGUMENT, f"{name} has {len(given)} characters; at most {_MAX_ID} are allowed")
 
 
 def check_job(state: State, job_id: str) -> None:

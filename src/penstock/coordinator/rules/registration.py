@@ -8,7 +8,7 @@ from typing import Final
 from penstock.coordinator.draft import Draft
 from penstock.coordinator.events import Code, Done, Heartbeat, Leave, Register, Registered, Reply
 from penstock.coordinator.rules.leases import check_drained, end_leases, open_queue
-from penstock.coordinator.rules.members import check_ids, check_job, heard, member, some_names, taken
+from penstock.coordinator.rules.members import check_ids, check_job, check_length, heard, member, some_names, taken
 from penstock.coordinator.rules.refusal import No
 from penstock.coordinator.state import Node, State
 
@@ -20,6 +20,7 @@ _MAX_FORMER: Final = 8
 def register(draft: Draft, event: Register, now: float) -> tuple[Reply, str]:
     """A node takes part, asks again whether all are there, or takes the place of an earlier process."""
     check_ids(event.job_id, event.node_id)
+    check_length("instance", event.instance)
     if event.caps is None:
         raise No(Code.INVALID_ARGUMENT, "caps are missing; a node says what it can do when it registers")
     state = draft.state
