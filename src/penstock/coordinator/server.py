@@ -44,11 +44,14 @@ MAX_MESSAGE_BYTES: Final = 64 << 20
 
 _HEALTH_S: Final = 0.1  # how late whoever asks for our health may hear that we lead, or don't any more
 _NAME: Final = DESCRIPTOR.services_by_name["Coordinator"].full_name
+_MOST_PENDING: Final = 100_000  # gRPC's 1,000 are soon reached where thousands of nodes find a new leader at once
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # else two coordinators could share a port, and nodes would find either
     ("grpc.keepalive_time_ms", 30_000),  # a node whose machine is gone doesn't keep its connection
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.server.max_pending_requests", _MOST_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
 )
 
 
