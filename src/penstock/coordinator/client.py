@@ -18,13 +18,27 @@ from penstock.coordinator.credentials import Credentials, fault_of
 from penstock.coordinator.line import Line
 from penstock.coordinator.wire import convert
 from penstock.coordinator.wire import coordinator_pb2 as wire
-from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable, LeaseLost, ManifestError
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    CoordinatorRefused,
+    CoordinatorUnreachable,
+    LeaseLost,
+    ManifestError,
+)
 
 __all__ = ["Client", "addresses_of"]
 
-_TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
+_TRANSIENT: Final = (
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED),
+    grpc.StatusCode.CANCELLED,  # not by us: gRPC's word for a server that has too many calls waiting
+)
 _LOST: Final = ("NOT_FOUND", "FAILED_PRECONDITION")
+_CLOSED: Final = "the line to the coordinator is closed; make another one"
 _ATTEMPT_S: Final = 5.0  # a host that is gone doesn't even say so
+_CONNECT_MS: Final = 2000  # how long a connection may take to be made, whatever gRPC calls it: TLS over a long way
+_KEEPALIVE_MS: Final = 6000  # a server of ours takes pings each 5 s
+_PING_TIMEOUT_MS: Final = 4000  # after a cut TCP by itself would try again ever more seldom, for minutes
 _FIRST_PAUSE_S: Final = 0.05
 _MOST_PAUSE_S: Final = 1.0
 _LOOK_S: Final = 1.0  # for finding out why there is no line
@@ -92,6 +106,7 @@ class Client:
         self._lines: dict[str, Line] = {}
         self._at = self._addresses[0]
         self._closed = threading.Event()
+        self._hung_up = False
         self._last = ""
         self._answered = False  # by anybody
         self._faults: Counter[str] = Counter()  # how often a line couldn't be agreed on, by address
@@ -195,9 +210,10 @@ class Client:
         self._closed.set()
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up: who waits for an answer gets ClosedError, and so does whoever asks later. Safe twice."""
         self.wake()
         with self._lock:
+            self._hung_up = True
             lines, self._lines = self._lines, {}
         for line in lines.values():
             line.close()
@@ -229,7 +245,11 @@ class Client:
                 answer = attempt(self._line(address), attempt_s or self.attempt_s)
                 self._answered = True
                 return answer
-            except grpc.RpcError as error:
+            except (grpc.RpcError, ValueError) as error:  # the latter of gRPC's, of a channel that is closed
+                if self._hung_up:
+                    raise ClosedError(_CLOSED) from error
+                if not isinstance(error, grpc.RpcError):
+                    raise
                 leader = self._read(error, name, address)
             left_s = deadline - time.monotonic()
             if left_s <= 0 or self._closed.wait(_FIRST_PAUSE_S if leader else min(pause_s, left_s)):
@@ -274,6 +294,8 @@ class Client:
 
     def _line(self, address: str) -> Line:
         with self._lock:
+            if self._hung_up:
+                raise ClosedError(_CLOSED)
             if address not in self._lines:
                 token = self._credentials.token
                 metadata = () if token is None else (("authorization", f"Bearer {token}"),)
@@ -285,8 +307,13 @@ class Client:
             ("grpc.max_receive_message_length", self._max_message_bytes),
             ("grpc.max_send_message_length", self._max_message_bytes),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
         )
         if self._channel_credentials is None:
             return grpc.insecure_channel(address, options=options)

@@ -57,6 +57,9 @@ class Line:
                     self._calls_only = error.code() is grpc.StatusCode.UNIMPLEMENTED
                     if not self._calls_only:
                         raise
+                except BaseException:  # a signal's, in the middle: what comes next would be taken for the next answer
+                    self._hang_up()
+                    raise
             what = saying.WhichOneof("said")
             assert what is not None
             reply = self.call(_CALLS[what], getattr(saying, what), timeout_s)
