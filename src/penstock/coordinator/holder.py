@@ -8,85 +8,32 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from immutables import Map
 
 from penstock.coordinator.client import Client
-from penstock.coordinator.events import GrantedLease, Heartbeat, Leave, Progress, Register, Registered, RequestLease
+from penstock.coordinator.events import GrantedLease, Heartbeat, Leave, Progress, RequestLease
 from penstock.coordinator.holding import Answer, Holding, Portion, Report
-from penstock.coordinator.state import Caps
+from penstock.coordinator.member import Member
 from penstock.errors import (
     ClosedError,
     CoordinatorError,
     CoordinatorUnreachable,
-    DeadlineExceeded,
     LeaseLost,
     PenstockError,
 )
 from penstock.proof import prove
 
-__all__ = ["Holder", "Member", "join"]
+__all__ = ["Holder"]
 
 _SLICE_S: Final = 1.0  # how long one wait lasts before it looks again whether it is still wanted
-_POLL_S: Final = 0.2  # between questions whether all nodes are there
-_POLLS_PER_S: Final = 1000
-_MOST_POLL_S: Final = 10.0
 _LEAST_ATTEMPT_S: Final = 1.0
 _CLOSE_S: Final = 5.0  # for the last words
 _JOIN_S: Final = 10.0
 _MOST_PAUSE_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Who a node is in its job.
-
-    Attributes:
-        job_id: the job.
-        node_id: its name there.
-        instance: names the process, so that another one under the same name is known as another.
-        registered: what the coordinator said.
-    """
-
-    job_id: str
-    node_id: str
-    instance: str
-    registered: Registered
-
-
-def join(client: Client, job_id: str, node_id: str, caps: Caps, *, within_s: float) -> Member:
-    """Register, and wait until all nodes of the job have.
-
-    Raises:
-        CoordinatorRefused: the job doesn't want this node, or failed.
-        CoordinatorUnreachable: nobody who leads answers.
-        DeadlineExceeded: some node didn't come.
-    """
-    instance = uuid.uuid4().hex
-    deadline = time.monotonic() + within_s
-    while True:
-        registered = client.register(Register(job_id, node_id, caps, instance))
-        if registered.ready:
-            return Member(job_id, node_id, instance, registered)
-        if time.monotonic() >= deadline:
-            with suppress(CoordinatorError):
-                client.leave(Leave(job_id, node_id, instance), within_s=0)
-            raise DeadlineExceeded(
-                f"{registered.registered} of {registered.world_size} nodes registered within {within_s:g} s; see why "
-                "the others don't come, begin the coordinator with a smaller world size, or wait longer with "
-                "join_timeout_s"
-            )
-        time.sleep(_pause_s(registered.world_size))
-
-
-def _pause_s(world_size: int) -> float:
-    """Until the next question; many nodes together don't ask oftener than a coordinator can answer."""
-    return min(max(_POLL_S, world_size / _POLLS_PER_S), _MOST_POLL_S)
 
 
 class Holder:
@@ -189,6 +136,11 @@ class Holder:
         """These samples of a lease; None when it is lost."""
         with self._changed:
             return self._holding.portion(number, start, end)
+
+    @property
+    def drained(self) -> bool:
+        """Whether the coordinator said that the job is done."""
+        return self._drained
 
     # The consumer's side
 

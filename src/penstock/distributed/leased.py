@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -16,8 +17,9 @@ from typing import Any, Final, NoReturn, TypeVar
 from penstock import config
 from penstock.budget import Budget
 from penstock.coordinator.credentials import Credentials
-from penstock.coordinator.holder import Holder, join
+from penstock.coordinator.holder import Holder
 from penstock.coordinator.holding import Portion
+from penstock.coordinator.member import join
 from penstock.coordinator.state import Caps
 from penstock.dataset.joined import Dataset
 from penstock.distributed.job_dataset import job_dataset
@@ -37,6 +39,8 @@ from penstock.sizes import Size, parse_bytes, whole_number
 __all__ = ["Leased"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("penstock")
 
 _FETCHES: Final = 32  # MX8's nodes say so
 _DECODES: Final = 8
@@ -149,7 +153,7 @@ class Leased(Loader[T]):
     def _units(self) -> Iterator[Unit]:
         self._holder.stats = partial(_gauges, self._budget)
         plan = partial(units_of, samples=self._dataset.manifest, settings=self._settings, size_of=self._fetcher.size_of)
-        return lease_units(self._holder, plan)
+        return _noticed(lease_units(self._holder, plan), self._holder, self._link)
 
     def _canceller(self) -> Callable[[], None]:
         return partial(_both, super()._canceller(), self._holder.cancel)
@@ -345,6 +349,22 @@ def _refuse_what_is_decided(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{' and '.join(given)}: which samples a node of a shared job gets, and in which order, is the "
             "coordinator's to say; give that to `penstock coordinator`"
+        )
+
+
+def _noticed(units: Iterator[Unit], holder: Holder, link: Link) -> Iterator[Unit]:
+    """The same; a job that has nothing for this node looks like an empty dataset, so it is said."""
+    first = next(units, None)
+    if first is not None:
+        yield first
+        del first
+        yield from units
+    elif holder.drained:
+        _log.warning(
+            "job %r is done, and node %r got nothing of it: others had it all, or it was done before (`penstock "
+            "coordinator --anew` begins it again)",
+            link.job_id,
+            link.node_id,
         )
 
 
