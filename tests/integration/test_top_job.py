@@ -54,6 +54,13 @@ def test_once(show, capsys):
     assert rows[-1].split()[:4] == ["2", "s", "ago", "lease_granted"]
 
 
+def test_no_time_is_left_where_nobody_works(show, capsys):
+    show.advance(600)
+    show.run(show.watch.read())
+    assert main(["top", "--coord", show.url, "--once"]) == 0
+    assert "nobody works on it" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_json_is_the_snapshot(show, capsys):
     assert main(["top", "--coord", show.url, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -114,6 +114,10 @@ def test_a_node_is_live_then_silent_then_gone():
     played.now += 5.5
     played.do(Heartbeat("job", "a", Map()))
     assert status() == ["live", "gone"]
+    assert snapshot_of(played.state, played.now, rates=(10.0,))["left_s"] == 100.0
+    played.now += 5
+    assert snapshot_of(played.state, played.now, rates=(10.0,))["left_s"] is None, "nobody works on it"
+    played.do(Heartbeat("job", "a", Map()))
     nodes = snapshot_of(played.state, played.now)["nodes"]
     assert (nodes["live"], nodes["gone"]) == (1, 1)
     assert (nodes["inflight_bytes"], nodes["max_inflight_bytes"]) == (0, 1 << 30), "of those that are here"

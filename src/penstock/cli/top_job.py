@@ -89,7 +89,8 @@ def _headline(job: Job) -> str:
     if job["epochs"] > 1:
         parts.append(f"epoch {job['epoch'] - job['first_epoch'] + 1} of {job['epochs']}")
     if job["phase"] == "running":
-        parts.append("no rate yet" if job["left_s"] is None else f"{_duration(job['left_s'])} left")
+        unknown = "no rate yet" if job["nodes"]["live"] else "nobody works on it"
+        parts.append(unknown if job["left_s"] is None else f"{_duration(job['left_s'])} left")
         parts.append(f"{job['samples_per_s']:,.0f} samples/s")
         parts.append(f"{job['nodes']['bytes_per_s'] / 1e6:,.1f} MB/s")
     parts.append(f"{job['nodes']['live']:,} of {counted(job['world_size'], 'node')}")

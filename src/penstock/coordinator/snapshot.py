@@ -68,6 +68,7 @@ def snapshot_of(
     past, to_come = _epochs(state)
     rate = _rate(past + done, before.done, now - before.at_s) if before else 0.0
     left = leased + queued + to_come
+    nodes = _nodes(state, now, before)
     return {
         "format": FORMAT,
         **_about(state, now),
@@ -77,10 +78,10 @@ def snapshot_of(
         "done_of_all_epochs": past + done,
         "left_of_all_epochs": left,
         "samples_per_s": rate,
-        "left_s": _left_s(state, left, rates or (rate,)),
+        "left_s": _left_s(state, left, rates or (rate,)) if nodes["live"] else None,
         "rates": [round(each, 1) for each in rates],
         "cells": _cells(coverage),
-        "nodes": _nodes(state, now, before),
+        "nodes": nodes,
         "leases": _leases(state, now),
         "events": [_event(each, now) for each in told],
     }

@@ -87,7 +87,8 @@ function showProgress(job) {
   put($("epoch"), job.epochs > 1 ? `epoch ${job.epoch} (${place}): ${percent(job.done, job.samples)}` : "");
   document.title = `${share} · ${PHASES[job.phase]} · Penstock`;
   put($("left"), job.phase === "drained" ? "0 s" : job.left_s === null ? "–" : duration(job.left_s));
-  put($("left-note"), job.phase === "running" && job.left_s === null ? "no rate yet" : `${plural(job.left_of_all_epochs, "sample")} left`);
+  const unknown = job.nodes.live ? "no rate yet" : "nobody works on it";
+  put($("left-note"), job.phase === "running" && job.left_s === null ? unknown : `${plural(job.left_of_all_epochs, "sample")} left`);
   put($("rate"), `${rateText(job.samples_per_s)} samples/s`);
   put($("rate-note"), `${megabytes(job.nodes.bytes_per_s)} MB/s of payload`);
   put($("live"), `${exact(job.nodes.live)} of ${exact(job.world_size)}`);
