@@ -235,6 +235,7 @@ def test_bad_options_are_refused_with_what_to_do(capsys, tmp_path, monkeypatch):
     refused(capsys, "give --dataset-link, or --dev-total-samples")
     refused(capsys, "can be reached from other machines", some, "--addr=0.0.0.0:0")
     refused(capsys, "isn't host:port", some, "--addr=50051")
+    refused(capsys, "isn't host:port", f"--dataset-link={tmp_path / 'none'}", "--addr=50051")  # before it is looked for
     refused(capsys, "isn't host:port", some, "--addr=::1:50051")
     refused(capsys, "take --tls-cert", some, f"--tls-client-ca={tmp_path}")
     refused(capsys, "can't be read", some, f"--tls-cert={tmp_path / 'none.pem'}")
@@ -243,10 +244,16 @@ def test_bad_options_are_refused_with_what_to_do(capsys, tmp_path, monkeypatch):
     refused(capsys, "can't be read", some, f"--resume={tmp_path / 'none.json'}")
     token = tmp_path / "token.json"
     token.write_text(json.dumps({"format": 1, "manifest_hash": "x", "samples": 10, "shuffle": False, "seed": 0}))
-    refused(capsys, "the checkpoint is of manifest_hash 'x'", some, f"--resume={token}")
+    refused(capsys, f"{token}: the checkpoint is of manifest_hash 'x'", some, f"--resume={token}")
     refused(capsys, "there is no journal 'redis://x'", some, "--journal=redis://x")
     monkeypatch.setenv("MX8_SEED", str(2**64))
     refused(capsys, f"MX8_SEED={2**64}; give at most", some)
+
+
+def test_nodes_for_whom_there_is_no_block_are_told_of(log):
+    few = ("--addr=127.0.0.1:0", "--journal=memory:", "--dev-total-samples=10", "--world-size=3")
+    with Process(log, *few) as coordinator:
+        coordinator.until("1 block of at most 65,536 samples, so not all of 3 nodes get any.*--dev-block-size")
 
 
 def test_a_port_in_use_is_a_clear_error(capsys, log):
@@ -260,7 +267,12 @@ def test_a_journal_of_another_job_is_refused_and_a_drained_one_said(capsys, log,
         (a,) = nodes(coordinator.addr, "a")
         a.work()
         assert coordinator.end() == 0
-    refused(capsys, "samples is 10, not 11", *options, "--dev-total-samples=11")
+    refused(
+        capsys,
+        "samples is 10, not 11. Give this one another job id or journal, or begin anew (--anew)",
+        *options,
+        "--dev-total-samples=11",
+    )
     refused(capsys, "is the journal of job 'local-job'", *options, "--dev-total-samples=10", "--job-id=other")
     with Process(log, *options, "--dev-total-samples=10") as coordinator:
         coordinator.until("this job is drained.*--anew")

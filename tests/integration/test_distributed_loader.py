@@ -158,7 +158,7 @@ def test_a_state_of_something_else_is_refused(coordinator, join):
         state = loader.state_dict()
     with pytest.raises(ResumeError, match="seed 1, this job of 2"):
         join(coordinator(seed=2), resume=state)
-    with pytest.raises(ResumeError, match="no checkpoint"):
+    with pytest.raises(ResumeError, match="state of a loader by itself"):
         join(coordinator(seed=1), resume={"version": 3})
     with pytest.raises(ResumeError, match="a dict"):
         join(coordinator(seed=1), resume="state.json")
@@ -247,6 +247,16 @@ def test_not_all_nodes_come(coordinator, join):
     shared = coordinator(world_size=2)
     with pytest.raises(DeadlineExceeded, match="1 of 2 nodes"):
         join(shared, join_timeout_s=0.3)
+
+
+def test_a_job_that_has_nothing_for_a_node_is_said(coordinator, join, caplog):
+    shared = coordinator()
+    with join(shared) as node:
+        assert sum(len(batch) for batch in node) == SAMPLES
+    assert "got nothing" not in caplog.text
+    with join(shared) as again:
+        assert list(again) == []
+    assert "job 'job' is done, and node 'node' got nothing of it" in caplog.text
 
 
 def test_one_node_too_many_is_refused(coordinator, join):

@@ -208,6 +208,7 @@ def a_state(**changes) -> dict:
         ({}, "no state of a loader"),
         ([], "no state of a loader"),
         ({"epoch": 1, "batches": 2, "loader": a_state()}, "state of an EpochLoader"),
+        ({"format": 1, "manifest_hash": "m", "epoch": 0, "done": []}, "state of a shared job"),
         (a_state(version=9), "version 9"),
         (a_state(taken=4), "contradicts itself"),
         (a_state(taken="x"), "no state of a loader"),

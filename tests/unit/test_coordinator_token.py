@@ -78,6 +78,12 @@ def test_what_does_not_fit_is_refused_with_the_reason(token, change, reason):
         read_checkpoint({**token, **change}, JOB)
 
 
+@pytest.mark.parametrize("state", [{"version": 2, "epoch": {}}, {"epoch": 1, "batches": 2, "loader": None}])
+def test_the_state_of_a_loader_by_itself_is_called_that(state):
+    with pytest.raises(ResumeError, match="state of a loader by itself"):
+        read_checkpoint(state, JOB)
+
+
 @pytest.mark.parametrize("token", ["", "[]", "{", "null", "7", [], "{}", "x", "[" * 100_000])
 def test_what_is_no_token(token):
     with pytest.raises(ResumeError):

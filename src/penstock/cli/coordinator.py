@@ -13,7 +13,7 @@ import typer
 
 from penstock import config
 from penstock.cli import output
-from penstock.cli.coordinator_job import Asked, Found, checkpoint_in, job_of
+from penstock.cli.coordinator_job import Asked, Found, checkpoint_in, job_of, text_of
 from penstock.cli.logs import log_to_stderr
 from penstock.errors import ConfigError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from penstock.coordinator.access import Access
     from penstock.coordinator.events import Restore
     from penstock.coordinator.server import CoordinatorServer, Settings
-    from penstock.coordinator.state import Job, Terms
+    from penstock.coordinator.state import Job, State, Terms
 
 __all__ = ["coordinator"]
 
@@ -65,7 +65,7 @@ def coordinator(
     leader_ttl_ms: Annotated[int, typer.Option(min=500, help="Silence after which another leads (etcd).")] = 3000,
     grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, help="Most in one message.")] = None,
     metrics_snapshot_interval_ms: Annotated[int | None, typer.Option(min=0, help="Log progress; 0 = never.")] = None,
-    page_addr: Annotated[str | None, typer.Option(help="host:port of a page to look at; '' = none.")] = None,
+    page_addr: Annotated[str | None, typer.Option(help="host:port of a page to look at; off = none.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON document a line.")] = False,
 ) -> None:
     """Share one job out to many nodes, as leases of samples; nodes that die lose theirs to others.
@@ -104,9 +104,19 @@ def coordinator(
         epochs=epochs,
         world_size=_number("COORD_WORLD_SIZE", world_size, 1, least=1, most=_MOST_32),
     )
+    text = _read_early(settings, resume)
     found = job_of(asked)
-    checkpoint = None if resume is None else checkpoint_in(resume, found.job)
+    checkpoint = None if text is None else checkpoint_in(text, found.job, f"--resume {resume}")
     asyncio.run(_run(settings, terms, found, checkpoint))
+
+
+def _read_early(settings: Settings, resume: Path | None) -> str | None:
+    """A checkpoint's text. What can be refused is, before a dataset is indexed, which may take long."""
+    from penstock.coordinator.access import check_address, check_token
+
+    check_address(settings.addr, settings.access)
+    check_token(settings.access.token)
+    return None if resume is None else text_of(resume)
 
 
 def _access(token: str | None, cert: Path | None, key: Path | None, client_ca: Path | None) -> Access:
@@ -165,7 +175,23 @@ async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Set
     if server.page is not None:
         output.line(f"page at {server.page.url}")
     sys.stdout.flush()
-    if state is not None and state.course.phase in {"drained", "failed"}:
+    if state is not None:
+        _warn(state)
+
+
+def _warn(state: State) -> None:
+    """Of what leaves nodes with nothing to do."""
+    from penstock.coordinator.blocks import block_count
+
+    job = state.job
+    if state.course.phase == "gathering" and (blocks := block_count(state.blocks)) < min(job.world_size, job.samples):
+        _log.warning(
+            "what is to do makes %s of at most %s, so not all of %s get any: give a smaller --dev-block-size",
+            output.counted(blocks, "block"),
+            output.counted(job.block_samples, "sample"),
+            output.counted(job.world_size, "node"),
+        )
+    if state.course.phase in {"drained", "failed"}:
         _log.warning(
             "the journal says that this job is %s, so nodes get nothing; --anew forgets that and begins again",
             state.course.phase,

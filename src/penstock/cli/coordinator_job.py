@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from penstock import config
 from penstock.dataset.manifest_store import ManifestStore
 from penstock.dataset.resolve import resolve
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, ResumeError
 from penstock.store import open_store
 
 if TYPE_CHECKING:
     from penstock.coordinator.events import Restore
     from penstock.coordinator.state import Job
 
-__all__ = ["Asked", "Found", "checkpoint_in", "job_of"]
+__all__ = ["Asked", "Found", "checkpoint_in", "job_of", "text_of"]
 
 NO_MANIFEST = "dev"
 """MX8's name for a manifest that isn't there: samples are numbers only."""
@@ -107,17 +107,32 @@ def _store(asked: Asked) -> ManifestStore:
     return ManifestStore(open_store(root))
 
 
-def checkpoint_in(path: Path, job: Job) -> Restore:
-    """The checkpoint in a file.
+def text_of(path: Path) -> str:
+    """What a file with a checkpoint holds.
 
     Raises:
-        ConfigError: the file can't be read.
-        ResumeError: it holds no checkpoint, or one of another job.
+        ConfigError: it can't be read.
+    """
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--resume {path} can't be read: {error}") from None
+
+
+def checkpoint_in(text: str, job: Job, where: str) -> Restore:
+    """The checkpoint that it is.
+
+    Args:
+        text: JSON.
+        job: that is to go on.
+        where: it was found, for people.
+
+    Raises:
+        ResumeError: it is no checkpoint, or one of another job.
     """
     from penstock.coordinator.token import read_checkpoint
 
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--resume {path} can't be read: {error}") from None
-    return read_checkpoint(text, job)
+        return read_checkpoint(text, job)
+    except ResumeError as error:
+        raise ResumeError(f"{where}: {error}") from None

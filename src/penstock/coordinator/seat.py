@@ -326,5 +326,5 @@ def _check_same(kept: Job, wanted: Job) -> None:
     if differ:
         raise ConfigError(
             f"the journal holds another job: {'; '.join(differ)}. Give this one another job id or journal, or begin "
-            "anew, which forgets the other"
+            "anew (--anew), which forgets the other; with --resume and a checkpoint of it, it goes on from there"
         )

@@ -66,6 +66,11 @@ def _fields(token: str | Mapping[str, Any]) -> Mapping[str, Any]:
         fields = json.loads(token) if isinstance(token, str) else token
     except (ValueError, RecursionError) as error:
         raise ResumeError(f"the checkpoint isn't JSON ({error}); give what state_dict() returned") from None
+    if isinstance(fields, Mapping) and {"version", "loader"} & fields.keys():
+        raise ResumeError(
+            "that is the state of a loader by itself, not of a shared job: give it to `penstock.load`, or to what else "
+            "made it, as resume=; a shared job goes on from what state_dict() of a distributed loader returned"
+        )
     if not isinstance(fields, Mapping) or fields.get("format") != FORMAT:
         given = fields.get("format") if isinstance(fields, Mapping) else type(fields).__name__
         raise ResumeError(

@@ -253,7 +253,8 @@ def _lines(values: Sequence[Any], samples: int) -> bytes:
         return "".join(f"{json.dumps(value, allow_nan=False)}\n" for value in values).encode()
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"run_job: fn returned a value that JSON can't hold: {error}; give bytes or a table"
+            f"run_job: fn returned a value that JSON can't hold: {error}; give plain Python values (of NumPy's and "
+            "torch's, .tolist()), bytes or a table"
         ) from error
 
 

@@ -159,6 +159,11 @@ class LoaderState:
                 "this is the state of an EpochLoader or EpochDataset; give it to one, or give what stands in it as "
                 "'loader'"
             )
+        if "format" in state and "version" not in state:
+            raise ResumeError(
+                "this is the state of a shared job: give it to its distributed loaders as resume=, or to `penstock "
+                "coordinator --resume`; a loader by itself can't go on from it"
+            )
         try:
             if state["version"] != _VERSION:
                 raise ResumeError(
