@@ -59,8 +59,8 @@ class EtcdJournal:
     back before the leader's lease ended.
 
     When the log was written anew, etcd is asked to forget what it held before the time before: a history that nobody
-    compacts fills etcd. It needs leave to do so only where etcd has users. All of etcd forgets: where others look back in
-    it, give ``forget=False`` and have etcd compact by itself.
+    compacts fills etcd. It needs leave to do so only where etcd has users. All of etcd forgets: where others look back
+    in it, give ``forget=False`` and have etcd compact by itself.
 
     Args:
         endpoints: ``"http://host:port"``, several in a list or between commas.
