@@ -81,6 +81,7 @@ def main() -> None:
 
 def write_down(folder: Path, where: dict[str, int], images: torch.Tensor) -> None:
     """Add a line to this process's journal: the step, and which images it is made of."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{os.getpid()}.jsonl", "a") as journal:
         journal.write(json.dumps(where | {"images": digests(images)}) + "\n")
 
