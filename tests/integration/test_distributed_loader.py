@@ -253,6 +253,8 @@ def test_a_job_that_has_nothing_for_a_node_is_said(coordinator, join, caplog):
     shared = coordinator()
     with join(shared) as node:
         assert sum(len(batch) for batch in node) == SAMPLES
+        assert list(node) == []
+    assert "begin another job" in caplog.messages[-1]
     assert "got nothing" not in caplog.text
     with join(shared) as again:
         assert list(again) == []

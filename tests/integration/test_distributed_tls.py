@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +112,34 @@ def test_without_tls_to_a_coordinator_that_has_it(leading):
     with pytest.raises(ConfigError, match=r"speaks TLS; give its coord_url with https://, and tls_ca="):
         join(f"http://{leading['tls']}")
     assert time.monotonic() - began < SOON_S
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ("200 OK\r\nContent-Length: 3\r\n\r\nok\n", ConfigError, "is a coordinator's page; give coord_url"),
+        ("503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", CoordinatorUnreachable, "within 1 s"),
+    ],
+)
+def test_the_address_of_a_page_is_called_that_and_a_gateway_is_asked_again(answer, kind, words):
+    with socket.create_server(("127.0.0.1", 0)) as page, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer_always, page, f"HTTP/1.1 {answer}".encode())
+        with pytest.raises(kind, match=words):
+            join(
+                f"http://127.0.0.1:{page.getsockname()[1]}",
+                coord_timeout_s=1.0 if kind is CoordinatorUnreachable else 60.0,
+            )
+        page.shutdown(socket.SHUT_RDWR)
+        answering.result()
+
+
+def answer_always(page, answer):
+    with contextlib.suppress(OSError):  # it was shut down
+        while True:
+            connection, _ = page.accept()
+            with connection, contextlib.suppress(ConnectionError):
+                connection.recv(1000)
+                connection.sendall(answer)
 
 
 def test_files_that_are_not_what_they_should_be(tls):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
@@ -111,10 +113,30 @@ def fault_of(address: str, credentials: Credentials, *, encrypted: bool, timeout
                     "with the certificates that its own is signed by"
                 )
             return _not_taken(address, credentials) if _hangs_up(line) else None
-    except ssl.SSLError as error:
-        return _disagreement(address, error) if encrypted else None
-    except OSError:
+    except (TimeoutError, ConnectionRefusedError):
         return None
+    except OSError as error:
+        if not encrypted:
+            return _a_page(address, host, int(port), timeout_s)
+        return _disagreement(address, error) if isinstance(error, ssl.SSLError) else None
+
+
+def _a_page(address: str, host: str, port: int, timeout_s: float) -> ConfigError | None:
+    """The coordinator says two addresses when it is ready, with ports side by side."""
+    page = HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        page.request("GET", "/health")
+        answer = page.getresponse()
+        if answer.status != HTTPStatus.OK or answer.read(16).strip() != b"ok":
+            return None  # as of a gateway, whose coordinator may come yet
+    except (OSError, HTTPException):
+        return None
+    finally:
+        page.close()
+    return ConfigError(
+        f"what answers at {address} is a coordinator's page; give coord_url the address at which that coordinator says "
+        "it is ready"
+    )
 
 
 def _hangs_up(line: ssl.SSLSocket) -> bool:

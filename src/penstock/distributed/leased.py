@@ -202,6 +202,10 @@ class Leased(Loader[T]):
                 del self._hands[thread]
                 self._holder.take(hand.portion)
 
+    @property
+    def _once_more(self) -> str:
+        return "the job's samples come once; begin another job, or this one with more epochs"
+
     # What a user asks.
 
     def poll(self) -> T | None:

@@ -238,12 +238,17 @@ class Loader(Generic[T]):
         return self._delivered.delivered_batches
 
     @property
+    def _once_more(self) -> str:
+        """What to do for another pass."""
+        return "call set_epoch(n), or make another one"
+
+    @property
     def _title(self) -> str:
         return f"{self._dataset.base}@sha256:{self._dataset.hash}"
 
     def __iter__(self) -> Loader[T]:
         if self._pipeline.finished and self._delivered.delivered_batches:
-            _log.warning("this loader is at its end, so this loop gets nothing: call set_epoch(n), or make another one")
+            _log.warning("this loader is at its end, so this loop gets nothing: %s", self._once_more)
         return self
 
     def __next__(self) -> T:
