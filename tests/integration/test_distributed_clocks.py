@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -88,3 +89,21 @@ def test_a_leader_in_etcd_whose_clock_jumps_leads_again(packed, tmp_path, etcd_s
             assert node.returncode == 0, complaints
         assert not job.events("overlap_detected")
     assert read_output(str(tmp_path / "out")) == EXPECTED
+
+
+def test_a_coordinator_that_stood_still_for_longer_than_a_lease_ends_none(packed, tmp_path):
+    clock = JumpingClock(tmp_path / "clock")
+    with coordinator(packed, tmp_path, clock) as job, ExitStack() as stack:
+        nodes = [start(stack, job.addr, name, tmp_path, clock) for name in "ab"]
+        wait_for_parts(tmp_path, 10)
+        job.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5 * TTL_S)
+        job.process.send_signal(signal.SIGCONT)
+        told = []
+        for node in nodes:
+            said, complaints = node.communicate(timeout=40)
+            assert node.returncode == 0, complaints
+            told.append(json.loads(said))
+        assert not job.events("lease_expired")
+    assert read_output(str(tmp_path / "out")) == EXPECTED
+    assert sum(each["written"] for each in told) == SAMPLES // 5, "nothing is done twice"
