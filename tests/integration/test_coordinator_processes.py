@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -108,6 +109,18 @@ def test_a_coordinator_that_is_killed_goes_on_where_it_was(log, tmp_path):
     assert join_intervals([*a.done(), *b.done()]) == ((0, 8000),)
     assert len(coordinator.events("lease_completed")) == 8, "what was granted before a kill is completed after it"
     assert not coordinator.events("lease_expired")
+
+
+def test_it_takes_as_many_open_files_as_it_may_have_and_says_when_they_are_too_few_for_its_nodes(log):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        options = ("--addr=127.0.0.1:0", "--journal=memory:", "--dev-total-samples=10", f"--world-size={hard}")
+        with Process(log, *options) as coordinator:
+            assert resource.prlimit(coordinator.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+            coordinator.until(f"may have {hard} files open, .* take {hard + 64}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_sigterm_answers_what_was_asked_and_ends_with_0(log, tmp_path):

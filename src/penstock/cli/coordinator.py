@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = ["coordinator"]
 _MOST_32: Final = 2**32 - 1
 _LEAST_TTL_MS: Final = 50
 _LOOK_S: Final = 0.05
+_OWN_FILES: Final = 64  # of the coordinator itself, and of those who look at its page
 
 _log = logging.getLogger("penstock.coordinator")
 
@@ -119,6 +121,23 @@ def _read_early(settings: Settings, resume: Path | None) -> str | None:
     return None if resume is None else text_of(resume)
 
 
+def _allow_files(needed: int) -> None:
+    """Take as many open files as we may have: each node keeps a connection, and 1,024 are usual."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:
+        _log.warning("the limit of open files couldn't be raised: %s", error)
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        _log.warning(
+            "this process may have %d files open, and all nodes' connections take %d: some would wait in vain; allow "
+            "more (ulimit -Hn, LimitNOFILE=)",
+            allowed,
+            needed,
+        )
+
+
 def _access(token: str | None, cert: Path | None, key: Path | None, client_ca: Path | None) -> Access:
     from penstock.coordinator.access import Access
 
@@ -147,6 +166,7 @@ def _terms(
 async def _run(settings: Settings, terms: Terms, found: Found, checkpoint: Restore | None) -> None:
     from penstock.coordinator.server import CoordinatorServer
 
+    _allow_files(found.job.world_size + _OWN_FILES)
     server = CoordinatorServer(
         settings, found.job, terms, manifests=found.manifests, dataset_base=found.base, checkpoint=checkpoint
     )
