@@ -12,6 +12,7 @@ import chromium
 from penstock.cli.main import main
 from penstock.coordinator.access import Access
 from penstock.coordinator.ask import ask_for_snapshot
+from penstock.coordinator.credentials import Credentials
 from penstock.coordinator.server import Settings
 from penstock.errors import ConfigError, CoordinatorRefused
 
@@ -89,7 +90,7 @@ def test_whoever_looks_shows_what_nodes_show():
             with pytest.raises(CoordinatorRefused) as refusal:
                 ask_for_snapshot(url)
             assert refusal.value.code == "UNAUTHENTICATED"
-            assert ask_for_snapshot(url, token="a-long-enough-secret")["phase"] == "gathering"
+            assert ask_for_snapshot(url, credentials=Credentials("a-long-enough-secret"))["phase"] == "gathering"
 
 
 @pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())

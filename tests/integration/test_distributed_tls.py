@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from tests.coordinators import JOB_ID, Process, running
 from tests.server_process import free_ports
 
 import penstock
+from penstock.cli.main import main
 from penstock.coordinator.access import Access
 from penstock.coordinator.client import Client
 from penstock.coordinator.credentials import Credentials
@@ -172,3 +174,17 @@ def test_of_several_coordinators_one_whose_certificate_fits_is_enough(leading, t
     )
     assert client.checkpoint()["samples"] == 80
     client.close()
+
+
+def test_top_shows_a_job_with_tls(tls, leading, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_COORD_TOKEN", "secret")
+    ours = [f"--tls-ca={tls / 'ca.pem'}", f"--tls-cert={tls / 'client.pem'}", f"--tls-key={tls / 'client.key'}"]
+    access = Access(tls_cert=tls / "server.pem", tls_key=tls / "server.key")
+    with running(settings=Settings(addr="127.0.0.1:0", access=access, page_addr="127.0.0.1:0")) as coordinator:
+        for addr in (leading["mutual"], coordinator.server.page.url.removeprefix("https://").rstrip("/")):
+            assert main(["top", f"--coord=https://{addr}", "--json", *ours]) == 0
+            assert json.loads(capsys.readouterr().out)["phase"] == "gathering"
+            assert main(["top", f"--coord=https://{addr}", "--json", f"--tls-ca={tls / 'other.pem'}"]) != 0
+            assert "can't be trusted" in capsys.readouterr().err
+    assert main(["top", *ours]) != 0
+    assert "give --coord" in capsys.readouterr().err

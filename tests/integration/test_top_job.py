@@ -18,6 +18,7 @@ import pytest
 from job_on_show import HASH, MIB, JobOnShow
 from penstock.cli.main import main
 from penstock.coordinator.ask import ask_for_snapshot
+from penstock.coordinator.credentials import Credentials
 from penstock.coordinator.snapshot import snapshot_of
 from penstock.coordinator.state import Job
 from penstock.coordinator.wire import coordinator_pb2 as wire
@@ -164,7 +165,7 @@ def spoken(seat, leader=None):
 def test_the_nodes_own_address_will_do(show):
     with spoken(show.seat) as leading, spoken(show.seat, leading) as following:
         for address in (leading, f"http://{leading}", following):
-            assert ask_for_snapshot(address, token="s")["done"] == 50
+            assert ask_for_snapshot(address, credentials=Credentials("s"))["done"] == 50
         with pytest.raises(CoordinatorRefused, match="no token was given") as refusal:
             ask_for_snapshot(leading)
         assert refusal.value.code == "UNAUTHENTICATED"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -30,9 +31,13 @@ _COLUMNS: Final = ("pid", "dataset", "samples/s", "MB/s", "waiting", "decoding",
 
 def top(
     pid: Annotated[int | None, typer.Argument(help="Only loaders of this process.")] = None,
+    *,
     once: Annotated[bool, typer.Option("--once", help="Print what is there now, and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     coord: Annotated[str | None, typer.Option(help="The job of this coordinator instead: http://host:port.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Who signed that coordinator's certificate: PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate of ours, where it asks for one: PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key; default: in the same file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the running loaders of this user: rates, data wait, memory in flight; Ctrl-C ends it.
@@ -41,8 +46,10 @@ def top(
     coordinator or of its page, it shows that job: progress, nodes, leases and events.
     """
     if coord is not None:
-        _job(coord, pid, once=once, interval_s=interval, as_json=as_json)
+        _job(coord, pid, (tls_ca, tls_cert, tls_key), once=once, interval_s=interval, as_json=as_json)
         return
+    if tls_ca or tls_cert or tls_key:
+        raise ConfigError("--tls-ca, --tls-cert and --tls-key are for the line to a coordinator; give --coord")
     if once or as_json:
         _print(_rows(pid), pid, as_json=as_json)
         return
@@ -52,15 +59,18 @@ def top(
         return  # the way to end it
 
 
-def _job(url: str, pid: int | None, *, once: bool, interval_s: float, as_json: bool) -> None:
+def _job(
+    url: str, pid: int | None, tls: tuple[Path | None, ...], *, once: bool, interval_s: float, as_json: bool
+) -> None:
     from penstock.cli.top_job import show_job
     from penstock.coordinator.ask import ask_for_snapshot
+    from penstock.coordinator.credentials import Credentials
 
     if pid is not None:
         raise ConfigError(f"--coord shows a whole job, not process {pid}; give one of them")
-    token = config.lookup("COORD_TOKEN")
+    ours = Credentials(config.lookup("COORD_TOKEN"), *tls)
     try:
-        show_job(lambda: ask_for_snapshot(url, token=token), once=once, interval_s=interval_s, as_json=as_json)
+        show_job(lambda: ask_for_snapshot(url, credentials=ours), once=once, interval_s=interval_s, as_json=as_json)
     except KeyboardInterrupt:
         return
 

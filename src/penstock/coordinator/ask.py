@@ -7,6 +7,7 @@ import json
 import ssl
 from urllib.parse import urlsplit
 
+from penstock.coordinator.credentials import Credentials
 from penstock.coordinator.snapshot import FORMAT, Snapshot
 from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable
 
@@ -15,29 +16,31 @@ __all__ = ["ask_for_snapshot"]
 _MOST_BYTES = 4 << 20
 
 
-def ask_for_snapshot(url: str, *, token: str | None = None, job_id: str = "top", timeout_s: float = 5.0) -> Snapshot:
+def ask_for_snapshot(
+    url: str, *, credentials: Credentials | None = None, job_id: str = "top", timeout_s: float = 5.0
+) -> Snapshot:
     """The job as it is now.
 
     Args:
         url: ``http://host:port``, ``https://host:port`` or ``host:port`` of the coordinator or of its page; of
             several coordinators all, with commas between them.
-        token: that it asks for, if it does.
+        credentials: who we are, and how we know that it is ours.
         job_id: as gRPC wants one; any will do.
         timeout_s: until it answers.
 
     Raises:
-        ConfigError: it isn't a URL of that kind.
+        ConfigError: it isn't a URL of that kind, or its TLS and ours don't fit.
         CoordinatorUnreachable: nobody answers there.
         CoordinatorRefused: somebody does, and doesn't tell.
     """
+    ours = credentials or Credentials()
     if "," in url:  # several coordinators have no page in common
-        return _read(_from_grpc(url, token, job_id, timeout_s), url)
+        return _read(_from_grpc(url, ours, job_id, timeout_s), url)
     host, port, encrypted = _parts(url)
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
-        text = _from_page(host, port, headers, timeout_s, encrypted=encrypted)
+        text = _from_page(host, port, ours, timeout_s, encrypted=encrypted)
     except (http.client.HTTPException, ConnectionResetError, ssl.SSLError):  # that isn't HTTP/1.1, so it may be gRPC
-        text = _from_grpc(url, token, job_id, timeout_s)
+        text = _from_grpc(url, ours, job_id, timeout_s)
     except OSError as error:
         raise CoordinatorUnreachable(f"no coordinator answers at {url}: {error}; is it running there?") from None
     return _read(text, url)
@@ -53,9 +56,13 @@ def _parts(url: str) -> tuple[str, int, bool]:
     raise ConfigError(f"the coordinator's URL is {url!r}; give http://host:port, or https:// with TLS")
 
 
-def _from_page(host: str, port: int, headers: dict[str, str], timeout_s: float, *, encrypted: bool) -> str:
-    kind = http.client.HTTPSConnection if encrypted else http.client.HTTPConnection
-    connection = kind(host, port, timeout=timeout_s)
+def _from_page(host: str, port: int, ours: Credentials, timeout_s: float, *, encrypted: bool) -> str:
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ours.context())
+        if encrypted
+        else http.client.HTTPConnection(host, port, timeout=timeout_s)
+    )
+    headers = {} if ours.token is None else {"authorization": f"Bearer {ours.token}"}
     try:
         connection.request("GET", "/snapshot", headers=headers)
         answer = connection.getresponse()
@@ -71,11 +78,10 @@ def _code(status: int) -> str:
     return {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}.get(status, "INVALID_ARGUMENT")
 
 
-def _from_grpc(url: str, token: str | None, job_id: str, timeout_s: float) -> str:
+def _from_grpc(url: str, ours: Credentials, job_id: str, timeout_s: float) -> str:
     from penstock.coordinator.client import Client
-    from penstock.coordinator.credentials import Credentials
 
-    client = Client(url, job_id, timeout_s=timeout_s, credentials=Credentials(token=token))
+    client = Client(url, job_id, timeout_s=timeout_s, credentials=ours)
     try:
         return client.snapshot()
     finally:

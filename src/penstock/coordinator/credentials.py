@@ -65,7 +65,6 @@ class Credentials:
             ConfigError: as of ``channel``.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols([_GRPC])
         try:
             if self.ca is None:
                 context.load_default_certs()
@@ -97,6 +96,7 @@ def fault_of(address: str, credentials: Credentials, *, encrypted: bool, timeout
         timeout_s: for each step.
     """
     context = credentials.context()
+    context.set_alpn_protocols([_GRPC])
     if not encrypted:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
