@@ -10,8 +10,10 @@ import pytest
 from tests.coordinators import CAPS, JOB_ID, MANIFEST, Node, nodes, running
 
 from penstock.coordinator.blocks import BlockPlan, block_at
+from penstock.coordinator.server import NO_NAME, Settings
 from penstock.coordinator.state import Terms
 from penstock.coordinator.wire import coordinator_pb2 as wire
+from penstock.errors import CoordinatorError
 
 INVALID, PRECONDITION, NOT_FOUND = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -64,9 +66,26 @@ def test_blank_ids_missing_caps_and_want_0_are_invalid_arguments(two):
 
 def test_nodes_of_another_job_are_failed_preconditions(two):
     _, a, _ = two
-    words = f"job is {JOB_ID!r}, as its first node called it, not 'other'"
+    words = f"job is {JOB_ID!r}, as it was first called, not 'other'"
     refused(PRECONDITION, words, a.register, job_id="other")
     refused(PRECONDITION, words, a.request, job_id="other")
+
+
+def test_a_job_that_was_named_has_no_nodes_of_another(tmp_path):
+    named = Settings(addr="127.0.0.1:0", journal=f"file:{tmp_path / 'journal'}", job_id="named")
+    for _ in range(2):  # the second one goes on with the journal of the first
+        with running(settings=named) as coordinator, Node(coordinator.addr, "a") as a:
+            refused(PRECONDITION, f"not {JOB_ID!r}", a.register)
+            assert a.register(job_id="named").job_ready
+
+
+def test_a_job_that_its_nodes_named_is_not_called_otherwise_later(tmp_path):
+    nameless = Settings(addr="127.0.0.1:0", journal=f"file:{tmp_path / 'journal'}")
+    with running(settings=nameless) as coordinator, Node(coordinator.addr, "a") as a:
+        assert a.register().job_ready
+    words = f"{JOB_ID!r}, as it was first called, not {NO_NAME!r}"
+    with pytest.raises(CoordinatorError, match=words), running(settings=replace(nameless, job_id=NO_NAME)):
+        pass
 
 
 def test_calls_before_registration_and_before_the_barrier_are_failed_preconditions():

@@ -39,7 +39,7 @@ def coordinator(
     addr: Annotated[str | None, typer.Option(help="host:port to listen on; port 0 = any free one.")] = None,
     dataset_link: Annotated[str | None, typer.Option(help="The dataset to share out.")] = None,
     world_size: Annotated[int | None, typer.Option(min=1, help="Nodes that the job waits for.")] = None,
-    job_id: Annotated[str | None, typer.Option(help="Name of the job, and of its journal.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="What nodes call the job; names its journal.")] = None,
     journal: Annotated[str | None, typer.Option(help="A file, a folder, memory: or etcd://host:port,...")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Forget what the journal holds, and begin.")] = False,
     resume: Annotated[Path | None, typer.Option(help="A checkpoint (JSON) to begin with.")] = None,
@@ -80,7 +80,7 @@ def coordinator(
     log_to_stderr(as_json=log_json)
     settings = Settings(
         addr=_text("COORD_BIND_ADDR", addr, "127.0.0.1:50051"),
-        job_id=_text("JOB_ID", job_id, "local-job"),
+        job_id=_text("JOB_ID", job_id, ""),
         journal=_text("COORD_JOURNAL", journal, f"{config.state_dir() / 'coordinator'}/"),
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
@@ -183,6 +183,8 @@ async def _run(settings: Settings, terms: Terms, found: Found, checkpoint: Resto
 
 async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Settings, job: Job) -> None:
     """Say where we are, in a line that scripts can wait for, and what they should know of the job."""
+    from penstock.coordinator.server import NO_NAME
+
     await started.wait()
     follows: str | None = None
     while (state := server.seat.state) is None and follows is None:
@@ -191,7 +193,8 @@ async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Set
         follows = None if leader == server.announced else leader
     size = f"{output.counted(job.samples, 'sample')}, {output.counted(job.world_size, 'node')}"
     role = f"follows {follows}" if state is None else "leads"
-    output.line(f"coordinator ready at {server.addr}: {role} job {settings.job_id}, {size}, {job.manifest_hash}")
+    name = settings.job_id or NO_NAME
+    output.line(f"coordinator ready at {server.addr}: {role} job {name}, {size}, {job.manifest_hash}")
     if server.page is not None:
         output.line(f"page at {server.page.url}")
     sys.stdout.flush()

@@ -102,9 +102,15 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """Somebody leads, or leads again. ``term`` is larger than any before."""
+    """Somebody leads, or leads again.
+
+    Attributes:
+        term: larger than any before.
+        job_id: what nodes have to call the job; empty = as the first of them does.
+    """
 
     term: int
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Seat:
         clock: seconds; never goes back.
         checkpoint: where a new job begins.
         anew: forget what the journal holds.
+        job_id: what nodes have to call the job; empty = as the first of them does.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Seat:
         clock: Callable[[], float] = time.monotonic,
         checkpoint: Restore | None = None,
         anew: bool = False,
+        job_id: str = "",
     ) -> None:
         self._journal = journal
         self._job = job
@@ -68,6 +70,7 @@ class Seat:
         self._clock = clock
         self._checkpoint = checkpoint
         self._anew = anew
+        self._job_id = job_id
         self._state: State | None = None
         self._waiting: deque[_Waiting] = deque()
         self._woken = asyncio.Event()
@@ -190,7 +193,7 @@ class Seat:
             outcome = begin(self._job, self._terms, fence=time.time_ns() // 1000)
             state, changes = outcome.state, dict(outcome.changes)
         _check_same(state.job, self._job)
-        for event in (self._checkpoint, Recover(term)):
+        for event in (self._checkpoint, Recover(term, self._job_id)):
             if event is None:
                 continue
             outcome = apply(state, event, self._clock())

@@ -36,11 +36,13 @@ from penstock.errors import ConfigError
 from penstock.net import is_loopback
 from penstock.proof import prove
 
-__all__ = ["MAX_MESSAGE_BYTES", "CoordinatorServer", "Settings"]
+__all__ = ["MAX_MESSAGE_BYTES", "NO_NAME", "CoordinatorServer", "Settings"]
 
 _log = logging.getLogger("penstock.coordinator")
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
+NO_NAME: Final = "local-job"
+"""Of a job that was given none."""
 
 _HEALTH_S: Final = 0.1  # how late whoever asks for our health may hear that we lead, or don't any more
 _NAME: Final = DESCRIPTOR.services_by_name["Coordinator"].full_name
@@ -61,7 +63,8 @@ class Settings:
 
     Attributes:
         addr: host:port to listen on; port 0 = any free one.
-        job_id: whose journal it is.
+        job_id: whose journal it is, and what nodes have to call the job; empty = ``local-job``, and whatever the first
+            node calls it.
         journal: where it is kept: ``memory:``, ``file:/path`` or ``etcd://host:port``.
         announce: host:port by which nodes reach this coordinator; empty = ``addr``, or this machine's name where that
             is every address.
@@ -74,7 +77,7 @@ class Settings:
     """
 
     addr: str = "127.0.0.1:50051"
-    job_id: str = "local-job"
+    job_id: str = ""
     journal: str = "memory:"
     announce: str = ""
     leader_ttl_s: float = 3.0
@@ -125,9 +128,9 @@ class CoordinatorServer:
         self.addr = _joined(host, port)
         self.announced = settings.announce or _joined(_reached_by(host), port)
         journal = open_journal(
-            settings.journal, job_id=settings.job_id, address=self.announced, ttl_s=settings.leader_ttl_s
+            settings.journal, job_id=settings.job_id or NO_NAME, address=self.announced, ttl_s=settings.leader_ttl_s
         )
-        self.seat = Seat(journal, job, terms, checkpoint=checkpoint, anew=settings.anew)
+        self.seat = Seat(journal, job, terms, checkpoint=checkpoint, anew=settings.anew, job_id=settings.job_id)
         self.page: PageServer | None = None
         self._watch = Watch(self.seat)
         self._service = CoordinatorService(

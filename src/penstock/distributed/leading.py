@@ -31,7 +31,7 @@ def coordinator(
     *,
     world_size: int = 1,
     addr: str = "127.0.0.1:0",
-    job_id: str = "local-job",
+    job_id: str = "",
     journal: str = "memory:",
     shuffle: bool = False,
     seed: int = 0,
@@ -51,7 +51,7 @@ def coordinator(
         dataset_link: what is to be shared out.
         world_size: nodes that share it.
         addr: host:port to listen on; port 0 = any free one. Beyond loopback there must be a ``token``.
-        job_id: name of the job.
+        job_id: what nodes call the job; empty = whatever the first one does.
         journal: where it is kept: ``memory:``, ``file:/path``, ``etcd://host:port``.
         shuffle: deal blocks in random order.
         seed: of that order.

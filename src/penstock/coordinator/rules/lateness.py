@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.coordinator.draft import Draft
 from penstock.coordinator.events import Done, Recover, Reply
 from penstock.coordinator.rules.leases import end_leases, open_queue
-from penstock.coordinator.rules.members import heard, some_names
+from penstock.coordinator.rules.members import check_job, heard, some_names
 from penstock.coordinator.rules.registration import start
 from penstock.coordinator.state import Held
 
@@ -54,7 +54,10 @@ def _check_barrier(draft: Draft, now: float) -> str:
 
 def recover(draft: Draft, event: Recover, now: float) -> tuple[Reply, str]:
     """Nothing is known of times: everybody gets their whole time again, which is late, and so safe."""
-    draft.course(fence=max(draft.state.course.fence + 1, event.term))
+    if event.job_id:
+        check_job(draft.state, event.job_id)
+    course = draft.state.course
+    draft.course(fence=max(course.fence + 1, event.term), job_id=course.job_id or event.job_id)
     for node_id in draft.state.nodes:
         heard(draft, node_id, now)
     draft.due(now)

@@ -78,8 +78,8 @@ def check_job(state: State, job_id: str) -> None:
     if known and job_id != known:
         raise No(
             Code.FAILED_PRECONDITION,
-            f"this coordinator's job is {known!r}, as its first node called it, not {job_id!r}; give all nodes of a "
-            "job the same job_id, and each job a coordinator of its own",
+            f"this coordinator's job is {known!r}, as it was first called, not {job_id!r}; give all nodes of a job the "
+            "same job_id, and each job a coordinator and a journal of its own",
         )
 
 
