@@ -1,6 +1,6 @@
 # make setup    .venv with everything that the rest needs; nothing to do when it is up to date
 # make demo     pack photographs, train under a memory cap, plot memory against it   [DATA=folder]
-# make test     all tests                                                            [ARGS="-k loader"]
+# make test     all tests, in three processes                                        [ARGS="-k loader"]
 # make check    format, lint, types, import direction, stub drift, sanitizers
 # make bench    quick measurements against the peers
 # make format   put Python and C++ into the form that `make check` asks for
@@ -9,6 +9,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-bench demo test check bench format clean
 MAKEFLAGS += --no-print-directory
+# Tests start hundreds of processes; where byte code isn't kept, each of them compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 PY := .venv/bin/python
 CORE := CMakeLists.txt $(shell find core -name '*.cpp' -o -name '*.h')
@@ -37,8 +39,12 @@ setup-bench: .venv/.bench
 demo: setup
 	@$(PY) examples/demo $(if $(DATA),--data "$(DATA)")
 
+# Three processes even on two cores, for many tests wait. Those of one file run in one of them; files are taken in their
+# order, so that short ones come last and all three end together. A test that hangs or dies ends the run, with stacks.
+TEST_FLAGS := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 test: setup
-	@$(PY) -m pytest -q --durations=10 $(ARGS)
+	@$(PY) -m pytest -q $(TEST_FLAGS) --durations=10 $(ARGS)
 
 check: setup
 	@scripts/check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 settings.register_profile("penstock", deadline=None)
 settings.load_profile("penstock")
 
+_modules_seen = 0
 _OWN_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "PENSTOCK_", "MX8_", "NIXL_", "UCX_")
 
 
@@ -32,10 +34,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
-def pytest_collection_finish() -> None:
-    """What importing all tests made stays to the end: no later collection looks through it again."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(autouse=True, scope="module")
+def _imports_stay() -> None:
+    """What was imported stays to the end: no later collection looks through it again."""
+    global _modules_seen
+    if len(sys.modules) > _modules_seen + 100:
+        _modules_seen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+_DRAWS = random.SystemRandom()
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, all different."""
+    """Loopback ports that were free a moment ago, all different.
+
+    They are none of those that the kernel gives to whoever asks for any port, and drawn: what runs meanwhile, other
+    tests among it, takes none of them before the one who asked does.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            each = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                each.bind(("127.0.0.1", _DRAWS.randrange(*_not_given_by_the_kernel())))
+                found.append(each.getsockname()[1])
+        return found
+
+
+def _not_given_by_the_kernel() -> tuple[int, int]:
+    """First and last, half-open; most of all ports, where it gives nearly all of them."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 10_000, low if low > 12_000 else 60_000
 
 
 def launched(

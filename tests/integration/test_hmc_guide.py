@@ -7,7 +7,6 @@ guide's very addresses, and once more on this host by loopback.
 
 import os
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from penstock import _core
 from penstock.testing.hosts import Network
 from penstock.transfer.network_plane import has_rdma_device
 from puppet import PuppetError
+from server_process import free_ports
 
 torch = pytest.importorskip("torch")
 
@@ -85,11 +85,6 @@ def play(server, client, changes=()):
     assert client.value("sess.get(server_ip, 9, bias=4096)") == b"hello hmc"
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def client():
     with Party() as process:
@@ -97,7 +92,7 @@ def client():
 
 
 def test_every_block_runs_on_one_host(client):
-    here = [(SERVER_IP, "127.0.0.1"), (CLIENT_IP, "127.0.0.1"), ("port = 2025", f"port = {free_port()}")]
+    here = [(SERVER_IP, "127.0.0.1"), (CLIENT_IP, "127.0.0.1"), ("port = 2025", f"port = {free_ports(1)[0]}")]
     with Party() as server:
         play(server, client, here)
         client.do("sess.close()")
@@ -133,10 +128,10 @@ def test_the_blocks_for_gpus_say_what_to_use_where_there_is_no_rdma(client):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_blocks_for_gpus_run():
     by = "RDMA" if has_rdma_device() else "UCX"
-    changes = [(SERVER_IP, "127.0.0.1"), ("port = 2025", f"port = {free_port()}"), ("ConnType.RDMA", f"ConnType.{by}")]
+    (port,) = free_ports(1)
+    changes = [(SERVER_IP, "127.0.0.1"), ("port = 2025", f"port = {port}"), ("ConnType.RDMA", f"ConnType.{by}")]
     sending, receiving = filter(of_a_gpu, blocks())
     with Party() as server, Party() as client:
-        port = changes[1][1].split()[-1]
         server.do("from penstock.compat import hmc\nsess = hmc.create_session(mem_type=hmc.MemoryType.DEFAULT)")
         server.do(f"sess.init_server('127.0.0.1', {port}, conn=hmc.ConnType.{by})")
         for block in (sending, receiving):

@@ -57,11 +57,11 @@ class NodeProcess:
         return self._about
 
     def ask(self, command, *arguments, **keywords):
+        assert self.about  # read alone: lines that come at once, `_line` would keep, and wait for the second
         self.process.stdin.write(json.dumps([command, arguments, keywords]) + "\n")
         self.process.stdin.flush()
 
     def answer(self, wait_s=30.0):
-        assert self.about
         return self._line(wait_s)
 
     def _line(self, wait_s):

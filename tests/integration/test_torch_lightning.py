@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
+import importlib.util
 
 import pytest
 from packing import pack_random
 
-pytest.importorskip("torch")
+if importlib.util.find_spec("lightning") is None:  # it isn't imported yet: that takes seconds
+    pytest.skip("could not find 'lightning'", allow_module_level=True)
 import penstock
 from penstock.torch import EpochLoader
 
@@ -21,16 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported():
-    """Once, and by no collection of garbage looked through again; see tests/conftest.py."""
-    pytest.importorskip("lightning")
-    import lightning_fit  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module")
