@@ -27,8 +27,8 @@ class Conversations:
 
     async def follow(
         self, sayings: AsyncIterator[Saying], answer: Callable[[Saying], Awaitable[Answer]], context: Any
-    ) -> AsyncIterator[Answer]:
-        """The answers to what a node says, one after the other, until it ends or ``end`` is called."""
+    ) -> None:
+        """Answer what a node says, one after the other, until it ends or ``end`` is called."""
         while not self._ending:
             self._listening.add(context)
             try:
@@ -37,7 +37,8 @@ class Conversations:
                 return
             finally:
                 self._listening.discard(context)
-            yield await answer(saying)
+            if not await _given(await answer(saying), context):
+                return
         await context.abort(grpc.StatusCode.UNAVAILABLE, _ENDS)
 
     async def end(self) -> None:
@@ -50,3 +51,13 @@ class Conversations:
                 pass  # for the handler, which this isn't
             except Exception as error:  # of gRPC's inside: the node has gone, and it hasn't noticed yet
                 _log.debug("a conversation couldn't be ended: %r", error)
+
+
+async def _given(answer: object, context: Any) -> bool:
+    """Whether the node could be told."""
+    try:
+        await context.write(answer)
+    except Exception as error:  # of gRPC's inside: the node has gone
+        _log.debug("an answer couldn't be given: %r", error)
+        return False
+    return True

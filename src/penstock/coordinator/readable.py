@@ -45,9 +45,8 @@ def _checked(handler: Any) -> Any:
         async for message in handler.unary_stream(request, context):
             yield message
 
-    async def converse(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for message in handler.stream_stream(_read_ones(requests, context), context):
-            yield message
+    async def converse(requests: AsyncIterator[Any], context: Any) -> None:
+        await handler.stream_stream(_read_ones(requests, context), context)
 
     if handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(converse, read, handler.response_serializer)

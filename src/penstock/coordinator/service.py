@@ -107,9 +107,9 @@ class CoordinatorService(CoordinatorServicer):
         await self._done(convert.read_leave(request), context)
         return wire.LeaveNodeResponse()
 
-    def Converse(self, sayings: AsyncIterator[wire.Saying], context: _Context) -> AsyncIterator[wire.Answer]:
+    async def Converse(self, sayings: AsyncIterator[wire.Saying], context: _Context) -> None:
         """A node says one thing after the other."""
-        return self.conversations.follow(sayings, partial(self._answer, context=context), context)
+        await self.conversations.follow(sayings, partial(self._answer, context=context), context)
 
     async def Restore(self, request: wire.RestoreRequest, context: _Context) -> wire.RestoreResponse:
         """The job is to begin where a checkpoint says."""
