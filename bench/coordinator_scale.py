@@ -73,6 +73,7 @@ class Fleet:
         self.held: dict[str, list[list[Any]]] = defaultdict(list)  # node -> [lease, cursor]
         self.rates: dict[str, float] = {}
         self.dead: set[str] = set()
+        self.asks_at: dict[str, float] = defaultdict(float)
         self.now = 0.0
 
     def plan(self, when: float, what: str, node: str = "") -> None:
@@ -128,11 +129,12 @@ class Fleet:
             if to == lease.end:
                 self.held[node].remove(entry)
         missing = self.arguments.want - len(self.held[node])
-        if missing:
+        if missing and self.now >= self.asks_at[node]:
             event = RequestLease("job", node, missing, f"i-{node}", f"r{next(self.order)}")
             reply = self.coordinator.do(event, self.now)
             assert isinstance(reply, Granted)
             self.held[node] += [[lease, lease.start] for lease in reply.leases]
+            self.asks_at[node] = self.now + reply.wait_s
         self.plan(self.now + self.arguments.report_s, "report", node)
 
 
