@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from penstock.testing.hosts import Host
+from waiting import wait_until
 
 _PROGRAM = Path(__file__).with_name("puppet_process.py")
 PATIENCE_S = 30.0
@@ -137,10 +138,8 @@ class Puppet:
     def stop(self) -> None:
         """Stops it, and waits until it stands."""
         os.kill(self.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + PATIENCE_S
-        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        stat = Path(f"/proc/{self.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", within_s=PATIENCE_S)
 
     def go_on(self) -> None:
         """Lets it run again."""

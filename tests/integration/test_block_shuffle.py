@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import penstock
 from penstock.compat.s3dlio import PyAsyncDataLoader, PyVecDataset
 from penstock.errors import BudgetHeld, ClosedError, ConfigError, ResumeError, ShardCorrupt
 from penstock.loader import BlockSampler
+from waiting import wait_until
 
 SAMPLES, BYTES = 400, 1000
 TEN_BLOCKS = BlockSampler(block_bytes=10 * BYTES, window_bytes=100 * BYTES)  # windows of 100 samples
@@ -212,10 +212,7 @@ def test_damage_is_an_error_of_the_batch_that_it_is_in(load, packed, contents, p
     assert next(loader, None) is None
     del batch
     gc.collect()  # the error's frames
-    deadline = time.monotonic() + 10
-    while loader.stats()["inflight_bytes"]:  # who builds later batches notices by and by
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: not loader.stats()["inflight_bytes"], "who builds later batches notices by and by")
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import grpc
@@ -15,6 +14,7 @@ import pytest
 from immutables import Map
 from tests.coordinators import CAPS, JOB_ID, WAIT_S, running
 
+from leftovers import held, left_since
 from penstock.coordinator.access import Access
 from penstock.coordinator.client import Client
 from penstock.coordinator.conversations import Conversations
@@ -24,6 +24,7 @@ from penstock.coordinator.server import Settings
 from penstock.coordinator.state import Caps
 from penstock.coordinator.wire import coordinator_pb2 as wire
 from penstock.errors import CoordinatorRefused, CoordinatorUnreachable, LeaseLost
+from waiting import wait_until
 
 ME = {"job_id": JOB_ID, "node_id": "a", "instance": "1"}
 
@@ -192,12 +193,9 @@ def test_refusals_are_typed(joined):
 
 def test_closing_leaves_no_thread_and_wakes_who_waits(joined):
     coordinator, _ = joined
-    before = set(threading.enumerate())
+    before = held()
     client = Client(coordinator.addr, JOB_ID)
     client.heartbeat(Heartbeat(JOB_ID, "a", Map(), "1"))
     client.request(RequestLease(JOB_ID, "a", 1, "1"), lease_ttl_s=10)
     client.close()
-    deadline = time.monotonic() + WAIT_S
-    while left := {each for each in threading.enumerate() if each not in before}:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.01)
+    wait_until(lambda: not left_since(before), "its threads and descriptors are gone")

@@ -18,6 +18,7 @@ import pytest
 from immutables import Map
 from tests.coordinators import BACK_SOON, CAPS, JOB_ID, WAIT_S, Node, Process, running
 
+from leftovers import held, left_since
 from penstock.coordinator import client as client_module
 from penstock.coordinator.client import Client
 from penstock.coordinator.events import Heartbeat, Register, RequestLease
@@ -27,6 +28,7 @@ from penstock.coordinator.state import Caps
 from penstock.coordinator.wire import coordinator_pb2 as wire
 from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
 from penstock.errors import ClosedError, CoordinatorUnreachable
+from waiting import wait_until
 
 ME = {"job_id": JOB_ID, "node_id": "a", "instance": "1"}
 MIB = 1 << 20
@@ -53,13 +55,6 @@ def conversations(addr, count, connections):
     for call in calls:
         assert next(call) == wire.Answer()
     return said, calls, channels
-
-
-def wait_until(true, what=""):
-    until = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < until, what
-        time.sleep(0.01)
 
 
 class Watched:
@@ -247,7 +242,7 @@ def test_several_threads_each_get_the_answer_to_what_they_said(joined):
 
 def test_closing_wakes_who_waits_and_nobody_asks_afterwards(joined, monkeypatch):
     _, client, _ = joined
-    entered, free, before = threading.Event(), threading.Event(), set(threading.enumerate())
+    entered, free, before = threading.Event(), threading.Event(), held()
     commit = MemoryJournal.commit
     monkeypatch.setattr(MemoryJournal, "commit", lambda *given: (entered.set(), free.wait(WAIT_S), commit(*given)))
     request = RequestLease(JOB_ID, "a", 1, "1", "q")
@@ -264,7 +259,7 @@ def test_closing_wakes_who_waits_and_nobody_asks_afterwards(joined, monkeypatch)
     for ask in (lambda: client.heartbeat(Heartbeat(JOB_ID, "a", Map(), "1")), client.checkpoint):
         with pytest.raises(ClosedError, match="make another one"):
             ask()
-    wait_until(lambda: set(threading.enumerate()) <= before, "its threads end")
+    wait_until(lambda: not left_since(before), "its threads end")
 
 
 def test_an_interrupted_wait_does_not_shift_the_answers(joined, monkeypatch):

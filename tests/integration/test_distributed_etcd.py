@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 from packing import pack_random
-from test_distributed_processes import Program, wait_until
+from test_distributed_processes import Program
+from waiting import wait_until
 from tests.coordinators import Process
 
 SAMPLES = 1200

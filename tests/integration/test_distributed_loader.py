@@ -23,6 +23,7 @@ from penstock.errors import (
     TooManyFaults,
 )
 from small_coordinator import SmallCoordinator
+from waiting import wait_until
 
 SAMPLES = 1003
 
@@ -60,13 +61,6 @@ def join(tmp_path):
 
 def ids(loader, batches: int | None = None) -> list[int]:
     return [sample for batch in itertools.islice(loader, batches) for sample in batch.sample_ids]
-
-
-def wait_until(true, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it didn't happen in time"
-        time.sleep(0.005)
 
 
 def test_nodes_get_everything_once_between_them(coordinator, join):

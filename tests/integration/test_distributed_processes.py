@@ -17,6 +17,7 @@ from tests.coordinators import Process
 from tests.server_process import free_ports
 
 from penstock.coordinator.client import Client
+from waiting import wait_until
 
 SAMPLES = 1200
 NODE = Path(__file__).with_name("shared_node.py")
@@ -107,13 +108,6 @@ def done_count(coordinator) -> int:
         return sum(end - start for start, end in client.checkpoint()["done"])
     finally:
         client.close()
-
-
-def wait_until(true, within_s: float = 15.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it didn't happen in time"
-        time.sleep(0.01)
 
 
 def digest(ids: list[int]) -> str:

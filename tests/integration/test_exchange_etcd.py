@@ -14,10 +14,12 @@ import time
 import pytest
 
 from etcd_server import EtcdServer
+from leftovers import held, left_since
 from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
 from penstock.etcd import gateway
 from penstock.transfer.exchange import EtcdExchange, etcd
 from server_process import free_ports
+from waiting import wait_until
 
 
 @pytest.fixture
@@ -57,9 +59,7 @@ class Waiting:
         return self.result, time.monotonic() - self.began
 
     def until_it_watches(self, exchange):
-        deadline = time.monotonic() + 10
-        while not exchange._gateway._open and time.monotonic() < deadline:
-            time.sleep(0.005)  # the connection of the watch shows itself nowhere else
+        wait_until(lambda: exchange._gateway._open)  # the connection of the watch shows itself nowhere else
         time.sleep(0.1)
         return self
 
@@ -276,7 +276,7 @@ def test_what_is_put_between_the_look_and_the_watch_is_seen(exchange, monkeypatc
 
 
 def test_close_wakes_who_waits(exchange):
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     waiting = Waiting(exchange, 20.0).until_it_watches(exchange)
     exchange.close()
     result, seconds = waiting.end()
@@ -284,7 +284,7 @@ def test_close_wakes_who_waits(exchange):
     assert seconds < 5
     with pytest.raises(ClosedError):
         exchange.publish("a", "metadata", b"")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert left_since(before) == []
 
 
 def test_removal_is_noticed_once_and_only_of_whom_is_followed(exchange):
@@ -387,7 +387,7 @@ def test_removals_are_seen_after_etcd_was_killed(own_server, etcd_namespace):
 
 
 def test_a_watch_ends_at_once_whatever_etcd_does(own_server, etcd_namespace):
-    threads = threading.active_count()
+    before = held()
     with EtcdExchange(own_server.endpoint, namespace=etcd_namespace) as exchange:
         exchange.publish("a", "metadata", b"1")
         for stop in (lambda: None, lambda: own_server.process.send_signal(signal.SIGSTOP), own_server.kill):
@@ -400,7 +400,7 @@ def test_a_watch_ends_at_once_whatever_etcd_does(own_server, etcd_namespace):
             watch.close()
             watch.close()
             assert time.monotonic() - began < 1.5
-    assert threading.active_count() == threads
+    assert left_since(before) == []
 
 
 def test_a_user_and_a_password(own_server, etcd_namespace):

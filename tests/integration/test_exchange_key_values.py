@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from leftovers import held, left_since
 from penstock.errors import ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
 from penstock.transfer.exchange import KeyValueClient, KeyValueServer, Limits
 
@@ -215,10 +216,7 @@ def test_ipv6_loopback_is_loopback():
 
 
 def test_close_leaves_no_thread_and_no_descriptor():
-    def now():
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))
-
-    before = now()
+    before = held()
     for _ in range(20):
         server = KeyValueServer(port=0)
         idle, half = dial(server), dial(server)
@@ -229,7 +227,7 @@ def test_close_leaves_no_thread_and_no_descriptor():
         assert idle.recv(1) == b""
         idle.close()
         half.close()
-    assert now() == before
+    assert left_since(before) == []
 
 
 def test_close_from_many_threads_at_once():

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from leftovers import held, left_since
 from penstock.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -269,17 +270,14 @@ def test_nobody_there_and_nobody_who_answers():
 
 
 def test_close_leaves_no_thread_and_no_descriptor(agent):
-    def now():
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))
-
-    before = now()
+    before = held()
     for _ in range(20):
         listener = MetadataListener(agent)
         connection, _ = dial(listener)
         listener.close()
         listener.close()
         connection.close()
-    assert now() == before
+    assert left_since(before) == []
 
 
 def test_a_listener_may_be_closed_by_its_own_agent(agent):

@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from leftovers import held, left_since
 from penstock.errors import ClosedError, ConfigError
 from penstock.testing.hosts import Host, Network, drop_program
+from waiting import wait_until
 
 pytestmark = pytest.mark.hosts
 
@@ -247,7 +247,7 @@ def _in_namespaces_of_ours(mark: str) -> list[int]:
 
 
 def test_nothing_is_left_after_many_networks() -> None:
-    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    before = held()
     for _ in range(5):
         with Network(2) as network:
             # A program's own children are in the host as well, and end with it.
@@ -257,8 +257,7 @@ def test_nothing_is_left_after_many_networks() -> None:
             with shell.stdout:
                 shell.stdout.readline()
         assert shell.wait(10) == -signal.SIGKILL
-    assert len(os.listdir("/proc/self/fd")) == fds
-    assert threading.active_count() == threads
+    assert left_since(before) == []
 
 
 def test_a_crash_leaves_nothing() -> None:
@@ -278,7 +277,5 @@ time.sleep(1000)
         lines = _in_namespaces_of_ours("delay_line.py")
         assert lines
         process.kill()
-    deadline = time.monotonic() + 10
-    while _in_namespaces_of_ours(mark) or set(lines) & set(_in_namespaces_of_ours("delay_line.py")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not _in_namespaces_of_ours(mark))
+    wait_until(lambda: not set(lines) & set(_in_namespaces_of_ours("delay_line.py")))

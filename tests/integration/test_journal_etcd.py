@@ -16,6 +16,7 @@ from penstock.coordinator.journal import etcd as journal_etcd
 from penstock.errors import ClosedError, CoordinatorError, JournalUnavailable, NotLeader, PeerUnreachable
 from penstock.etcd import Gateway
 from penstock.testing.fault_proxy import Fault, FaultProxy
+from waiting import wait_until
 
 TTL_S = 2.0  # etcd's least
 
@@ -209,10 +210,7 @@ def test_a_leader_whose_lease_is_gone_notices_by_itself(etcd_server, etcd_namesp
     lease_id = leader._leadership._lease_id
     etcd_server.call("/v3/lease/revoke", ID=lease_id)
     assert follower.lead(10) is not None
-    deadline = time.monotonic() + 10
-    while not leader.lost and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert leader.lost
+    wait_until(lambda: leader.lost)
 
 
 # Requests that go astray.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from etcd_server import find_etcd
 from journal_process import JournalProcess
 from penstock.testing.hosts import Network
+from waiting import wait_until
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 
@@ -49,10 +49,7 @@ def test_a_leader_that_is_cut_off_knows_and_is_fenced(network, etcd):
         assert left.do("commit", {"a": "1"}) is None
         network.partition(cut, rest)
         right.ask("lead", 60)
-        deadline = time.monotonic() + 30
-        while not left.do("lost"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: left.do("lost"), within_s=30)
         left.ask("commit", {"a": "stale"})  # waits for an answer
         assert right.answer()[0] > term
         assert right.do("load") == {"a": "1"}

@@ -28,6 +28,7 @@ from penstock.errors import (
     StoreError,
 )
 from penstock.store import open_store
+from waiting import wait_until
 
 
 class Place:
@@ -473,9 +474,7 @@ def while_waiting(place, proofs, work):
     """Run ``work`` once the resolution under test has begun to wait."""
 
     def run():
-        deadline = time.monotonic() + 20
-        while not proofs("snapshot_index_wait") and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda: proofs("snapshot_index_wait"), within_s=20)
         work()
 
     thread = threading.Thread(target=run)
@@ -594,9 +593,7 @@ def test_eight_threads_refreshing_elect_one_indexer(place, monkeypatch, proofs):
     threads = [threading.Thread(target=lambda: hashes.append(place.hash("@refresh"))) for _ in range(8)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(proofs("snapshot_index_wait")) < 7 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: len(proofs("snapshot_index_wait")) >= 7, within_s=20)
     all_began.set()
     for thread in threads:
         thread.join()

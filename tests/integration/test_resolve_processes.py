@@ -14,6 +14,7 @@ import pytest
 from penstock.dataset.links import intent_key
 from penstock.dataset.resolve import resolve_manifest_hash
 from penstock.store import open_store
+from waiting import wait_until
 
 HERE = Path(__file__).parent
 DEADLINE_S = 90.0
@@ -147,10 +148,8 @@ def test_in_an_object_store_a_killed_indexer_is_followed_when_its_lock_is_stale_
     second.wait_for("snapshot_index_wait")
     lock = f"locks/{intent_key(str(data))}.lock"
     before = open_store(s3_root).read(lock)
-    deadline = time.monotonic() + DEADLINE_S
-    while open_store(s3_root).read(lock) == before and time.monotonic() < deadline:
-        time.sleep(0.05)  # a living holder renews its lock, so it is never stale
-    assert open_store(s3_root).read(lock) != before
+    # A living holder renews its lock, so it is never stale.
+    wait_until(lambda: open_store(s3_root).read(lock) != before, within_s=DEADLINE_S)
     assert second.said("snapshot_indexer_elected") is None
     first.process.kill()
     second.wait_for("snapshot_indexer_elected")

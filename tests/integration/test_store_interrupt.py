@@ -20,6 +20,7 @@ from penstock.store.retry import RetryPolicy
 from penstock.store.urls import parse_store_url
 from penstock.testing.fault_proxy import Fault, FaultProxy
 from penstock.testing.store import collect
+from waiting import wait_until
 
 WAIT_S = 10.0
 SOON_S = 5.0  # on a busy machine; what is interrupted would wait much longer
@@ -50,13 +51,6 @@ class Waiter:
         self._thread.join(WAIT_S)
         assert time.monotonic() - started < SOON_S
         assert isinstance(self.error, ClosedError)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import penstock
 from penstock.cli.main import main
 from penstock.observe import live
 from penstock.observe.live import LiveLoader, snapshots
+from waiting import wait_until
 
 TIMEOUT_S = 60
 TRAINING = """
@@ -158,10 +159,7 @@ def test_a_loader_that_is_dropped_takes_its_file_with_it(packed, folder):
     next(loader).release()
     assert [snapshot.pid for snapshot in snapshots()] == [os.getpid()]
     del loader
-    deadline = time.monotonic() + TIMEOUT_S  # its own thread takes it down
-    while list(folder.iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: not list(folder.iterdir()), "its own thread takes it down")
 
 
 def test_a_shorter_reading_leaves_nothing_of_a_longer_one(shown):

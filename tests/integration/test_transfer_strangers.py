@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from leftovers import held, left_since
 from penstock.transfer import Agent
 from penstock.transfer.host_messages import Gone, Hello, Map, Refused, SegmentAt, Welcome, decode, encode
 from penstock.transfer.metadata import AgentMetadata
+from waiting import wait_until
 
 
 @pytest.fixture
@@ -119,17 +119,7 @@ def test_noise_and_descriptors_that_nobody_asked_for_leave_nothing(target: Agent
                     socket.send_fds(line, [dice.choice(makers)()], [null] * dice.choice([0, 0, 1, 8, 20]))
         os.close(null)
 
-    def opened() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    def settle(most: int) -> None:
-        deadline = time.monotonic() + 10
-        while len(target.planes.host.visitors) or opened() > most:
-            assert time.monotonic() < deadline, f"{opened()} descriptors are open, of {most}"
-            time.sleep(0.001)
-
-    gc.collect()  # what earlier tests left is none of ours
-    before = opened()
+    before = held()
     noise(320)
-    settle(before)
+    wait_until(lambda: not len(target.planes.host.visitors) and not left_since(before))
     still_serves(target)

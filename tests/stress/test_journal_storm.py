@@ -13,6 +13,7 @@ import pytest
 
 from etcd_server import EtcdCluster
 from penstock.coordinator.journal import open_journal
+from waiting import wait_until
 
 CHILD = Path(__file__).with_name("journal_counter.py")
 STORM_S = 10.0
@@ -55,10 +56,7 @@ def test_nothing_that_was_committed_is_lost_in_a_storm(tmp_path):
     (tmp_path / "acknowledged").mkdir()
     coordinators = Coordinators(f"etcd://{hosts}/storm", tmp_path / "acknowledged")
     try:
-        deadline = time.monotonic() + 30
-        while not coordinators.acknowledged():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(coordinators.acknowledged, within_s=30)
         for number in range(3):  # so that there is a second term in any case
             coordinators.restart(number)
         until = time.monotonic() + STORM_S

@@ -1,8 +1,7 @@
-import os
-
 import numpy as np
 import pytest
 
+from leftovers import held, left_since
 from penstock.dataset.manifest import Manifest, ManifestWriter
 from penstock.errors import ManifestError, ManifestNotFound, StoreFull
 
@@ -178,8 +177,8 @@ def test_no_room_anywhere_says_what_to_do(text, tmp_path, monkeypatch):
 
 def test_nothing_but_the_cache_file_stays_behind(text, cache):
     manifest_hash = write_manifest(text)
-    before = set(os.listdir("/proc/self/fd"))
+    before = held()
     manifest = Manifest.open(text, expected_hash=manifest_hash)
     assert [file.name for file in cache.rglob("*") if file.is_file()] == [f"{manifest_hash}.arrow"]
     assert len(manifest) == 100
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert left_since(before) == []
