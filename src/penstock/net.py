@@ -10,7 +10,7 @@ from typing import Final
 
 from penstock.errors import ConfigError, DeadlineExceeded, PeerUnreachable
 
-__all__ = ["LOOPBACK", "Deadline", "bind", "connect", "is_loopback"]
+__all__ = ["LOOPBACK", "Deadline", "bind", "connect", "is_loopback", "join_address", "split_address"]
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -110,6 +110,24 @@ def _join(connection: socket.socket, address: tuple[object, ...], timeout_s: flo
     if connection.getsockname() == connection.getpeername():  # tcp(7): a port may be joined to itself
         raise ConnectionRefusedError("nothing listens there")
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def split_address(address: str, *, name: str = "addr") -> tuple[str, int]:
+    """Host and port of ``host:port``; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: it isn't that.
+    """
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (colon and bare and port.isdecimal() and int(port) < 1 << 16) or (":" in bare and bare == host):
+        raise ConfigError(f"{name} {address!r} isn't host:port; give e.g. 127.0.0.1:50051, or [::1]:50051")
+    return bare, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The same, back."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

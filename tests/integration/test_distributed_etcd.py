@@ -10,8 +10,9 @@ from contextlib import ExitStack
 import pytest
 from packing import pack_random
 from test_distributed_processes import Program
-from waiting import wait_until
 from tests.coordinators import Process
+
+from waiting import wait_until
 
 SAMPLES = 1200
 LEADER_TTL_S = 2  # etcd's least

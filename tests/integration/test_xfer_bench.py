@@ -9,7 +9,7 @@ import pytest
 
 from penstock.cli import xfer_ends
 from penstock.cli.main import main
-from penstock.cli.xfer_bench import moves_of, place_of
+from penstock.cli.xfer_bench import moves_of
 from penstock.errors import ConfigError
 
 QUICK = ["xfer-bench", "--seconds", "0.01", "--json"]
@@ -122,10 +122,3 @@ def test_moves_beyond_the_bound_are_left_out():
     assert all(move.operation == "WRITE" for move in moves)
     with pytest.raises(ConfigError, match="--max-bytes"):
         moves_of("2MiB", "1", "both", 1 << 20)
-
-
-@pytest.mark.parametrize("text", ["10.0.0.2", ":1", "host:", "host:99999", "host:x"])
-def test_a_place_is_an_address_and_a_port(text):
-    assert place_of("[::1]:7600") == ("::1", 7600)
-    with pytest.raises(ConfigError, match="address:port"):
-        place_of(text)

@@ -17,9 +17,10 @@ from penstock.cli import output
 from penstock.cli.resolve import AsJson
 from penstock.cli.xfer_ends import Initiator, Measured, Move, Plane, Target, new_token
 from penstock.errors import ConfigError, PeerUnreachable, PenstockError, TransferError
+from penstock.net import join_address, split_address
 from penstock.sizes import format_bytes, parse_bytes
 
-__all__ = ["moves_of", "place_of", "xfer_bench"]
+__all__ = ["moves_of", "xfer_bench"]
 
 _CONNECT_S: Final = 10.0
 _WIDTHS: Final = (8, 22, 9, 8, 11, 12, 12, 8)
@@ -91,18 +92,6 @@ def moves_of(sizes: str, counts: str, operation: str, max_bytes: int) -> list[Mo
     return fitting
 
 
-def place_of(text: str) -> tuple[str, int]:
-    """An address and a port (pure).
-
-    Raises:
-        ConfigError: it isn't both.
-    """
-    address, _, port = text.rpartition(":")
-    if not address or not port.isdecimal() or int(port) >= 1 << 16:
-        raise ConfigError(f"{text!r} is no address:port, such as 10.0.0.2:7600")
-    return address.strip("[]"), int(port)
-
-
 class _Run:
     """Lines as they come: on the way to a table, or kept for a document."""
 
@@ -118,7 +107,7 @@ class _Run:
 
     def other_host(self, place: str, network: str | None, token: str) -> None:
         try:
-            sock = socket.create_connection(place_of(place), _CONNECT_S)
+            sock = socket.create_connection(split_address(place, name="--connect"), _CONNECT_S)
         except OSError as error:
             raise PeerUnreachable(f"nobody listens at {place}: {error}; is `--listen` running there?") from error
         try:
@@ -177,13 +166,13 @@ def _hang_up(sock: socket.socket) -> None:
 
 def _listen(place: str, network: str | None) -> None:
     """Serve one other end after another until Ctrl-C."""
-    address, port = place_of(place)
+    address, port = split_address(place, name="--listen")
     token = new_token()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family) as listener:
         bound = listener.getsockname()[1]
-        shown = f"[{address}]" if ":" in address else address
-        output.line(f"at the other host: penstock xfer-bench --connect {shown}:{bound} --token {token}")
+        shown = join_address(address, bound)
+        output.line(f"at the other host: penstock xfer-bench --connect {shown} --token {token}")
         sys.stdout.flush()
         while True:
             sock, peer = listener.accept()

@@ -10,9 +10,9 @@ from typing import Any, Final
 import grpc
 
 from penstock.errors import ConfigError
-from penstock.net import is_loopback
+from penstock.net import is_loopback, split_address
 
-__all__ = ["Access", "TokenCheck", "check_address", "check_token", "credentials", "split_address"]
+__all__ = ["Access", "TokenCheck", "check_address", "check_token", "credentials"]
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
@@ -37,19 +37,6 @@ class Access:
     def knows_clients(self) -> bool:
         """Whether not everybody is let in."""
         return bool(self.token) or self.tls_client_ca is not None
-
-
-def split_address(address: str, *, name: str = "addr") -> tuple[str, int]:
-    """Host and port of ``host:port``; an IPv6 host stands in brackets.
-
-    Raises:
-        ConfigError: it isn't that.
-    """
-    host, colon, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not (colon and bare and port.isdecimal() and int(port) < 1 << 16) or (":" in bare and bare == host):
-        raise ConfigError(f"{name} {address!r} isn't host:port; give e.g. 127.0.0.1:50051, or [::1]:50051")
-    return bare, int(port)
 
 
 def check_address(address: str, access: Access) -> None:

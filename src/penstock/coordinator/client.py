@@ -26,6 +26,7 @@ from penstock.errors import (
     LeaseLost,
     ManifestError,
 )
+from penstock.net import split_address
 
 __all__ = ["Client", "addresses_of"]
 
@@ -60,8 +61,7 @@ def addresses_of(coord_url: str) -> tuple[tuple[str, ...], bool]:
     for one in coord_url.split(","):
         scheme, _, rest = one.strip().rpartition("://")
         address = rest.rstrip("/")
-        host, _, port = address.rpartition(":")
-        if scheme not in {"", "http", "https"} or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        if scheme not in {"", "http", "https"} or not _can_be_reached(address):
             raise ConfigError(
                 f"coord_url is {coord_url!r}; give http://host:port, or https:// with TLS, and of several coordinators "
                 "all, with commas between them"
@@ -71,6 +71,13 @@ def addresses_of(coord_url: str) -> tuple[tuple[str, ...], bool]:
     if len(schemes) > 1:
         raise ConfigError(f"coord_url is {coord_url!r}; all coordinators of a job have TLS, or none has")
     return tuple(found), schemes.pop()
+
+
+def _can_be_reached(address: str) -> bool:
+    try:
+        return split_address(address)[1] > 0
+    except ConfigError:
+        return False
 
 
 class Client:

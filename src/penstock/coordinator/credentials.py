@@ -13,6 +13,7 @@ from typing import Final
 import grpc
 
 from penstock.errors import ConfigError, CoordinatorRefused, PenstockError
+from penstock.net import split_address
 
 __all__ = ["Credentials", "fault_of"]
 
@@ -100,11 +101,10 @@ def fault_of(address: str, credentials: Credentials, *, encrypted: bool, timeout
     if not encrypted:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    host, port = split_address(address)
     try:
         with (
-            socket.create_connection((host, int(port)), timeout_s) as connection,
+            socket.create_connection((host, port), timeout_s) as connection,
             context.wrap_socket(connection, server_hostname=host) as line,
         ):
             if not encrypted:
@@ -117,7 +117,7 @@ def fault_of(address: str, credentials: Credentials, *, encrypted: bool, timeout
         return None
     except OSError as error:
         if not encrypted:
-            return _a_page(address, host, int(port), timeout_s)
+            return _a_page(address, host, port, timeout_s)
         return _disagreement(address, error) if isinstance(error, ssl.SSLError) else None
 
 

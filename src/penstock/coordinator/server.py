@@ -18,7 +18,6 @@ from penstock.coordinator.access import (
     check_address,
     check_token,
     credentials,
-    split_address,
 )
 from penstock.coordinator.events import Restore
 from penstock.coordinator.journal.opening import open_journal
@@ -33,7 +32,7 @@ from penstock.coordinator.wire.coordinator_pb2 import DESCRIPTOR
 from penstock.coordinator.wire.coordinator_pb2_grpc import add_CoordinatorServicer_to_server
 from penstock.dataset.manifest_store import ManifestStore
 from penstock.errors import ConfigError
-from penstock.net import is_loopback
+from penstock.net import is_loopback, join_address, split_address
 from penstock.proof import prove
 
 __all__ = ["MAX_MESSAGE_BYTES", "NO_NAME", "CoordinatorServer", "Settings"]
@@ -125,8 +124,8 @@ class CoordinatorServer:
         self._health = health.aio.HealthServicer()
         self._server, port = _bound(settings)
         host, _ = split_address(settings.addr)
-        self.addr = _joined(host, port)
-        self.announced = settings.announce or _joined(_reached_by(host), port)
+        self.addr = join_address(host, port)
+        self.announced = settings.announce or join_address(_reached_by(host), port)
         journal = open_journal(
             settings.journal, job_id=settings.job_id or NO_NAME, address=self.announced, ttl_s=settings.leader_ttl_s
         )
@@ -222,10 +221,6 @@ def _bound(settings: Settings) -> tuple[Any, int]:
             f"addr {settings.addr} can't be listened on: it is in use, isn't an address of this machine, or the "
             f"certificate doesn't fit its key ({error}). Stop whoever has it, or give another --addr"
         ) from None
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reached_by(host: str) -> str:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from penstock import config
 from penstock.distributed.leading import coordinator
 from penstock.errors import ConfigError, CoordinatorError, PenstockError
+from penstock.net import LOOPBACK, is_loopback, join_address
 from penstock.torch.ranks import Place, place
 
 __all__ = ["in_step", "shared_job", "shared_state"]
@@ -73,8 +74,8 @@ def shared_job(dataset_link: str, *, job_id: str = "", **options: Any) -> Iterat
 
 def _led(stack: ExitStack, here: Place, link: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Lead, or learn who does."""
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1") if here.world_size > 1 else "127.0.0.1"
-    loopback = host in {"localhost", "127.0.0.1", "::1"}
+    host = os.environ.get("MASTER_ADDR", LOOPBACK) if here.world_size > 1 else LOOPBACK
+    loopback = is_loopback(host)
     token, port, failure = secrets.token_bytes(_TOKEN_BYTES), 0, None
     if here.rank == 0:
         try:
@@ -82,7 +83,7 @@ def _led(stack: ExitStack, here: Place, link: str, options: Mapping[str, Any]) -
                 coordinator(
                     link,
                     world_size=here.world_size,
-                    addr="127.0.0.1:0" if loopback else "0.0.0.0:0",
+                    addr=join_address(LOOPBACK if loopback else "::" if ":" in host else "0.0.0.0", 0),
                     token=token.hex(),
                     **options,
                 )
@@ -97,7 +98,7 @@ def _led(stack: ExitStack, here: Place, link: str, options: Mapping[str, Any]) -
         raise failure
     if not port:
         raise CoordinatorError("rank 0 couldn't begin to lead the job; its error says why")
-    return {"coord_url": f"http://{'127.0.0.1' if loopback else host}:{port}", "token": token.hex()}
+    return {"coord_url": f"http://{join_address(LOOPBACK if loopback else host, port)}", "token": token.hex()}
 
 
 def in_step(loader: Polled[T]) -> Iterator[tuple[T | None, int]]:

@@ -6,11 +6,11 @@ import logging
 import ssl
 from typing import Final
 
-from penstock.coordinator.access import Access, split_address
+from penstock.coordinator.access import Access
 from penstock.coordinator.page.server import PageServer
 from penstock.coordinator.watch import Watch
 from penstock.errors import ConfigError
-from penstock.net import LOOPBACK
+from penstock.net import LOOPBACK, split_address
 
 __all__ = ["open_page"]
 
