@@ -27,11 +27,6 @@ from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorServicer, 
 from penstock.dataset.resolve import resolve
 from penstock.errors import ResumeError
 
-_SAID = {
-    "heartbeat": ("Heartbeat", convert.read_heartbeat),
-    "request": ("RequestLease", convert.read_request),
-    "progress": ("ReportProgress", convert.read_progress),
-}
 _STATUS = {code: getattr(grpc.StatusCode, code.name) for code in Code}
 
 
@@ -144,8 +139,7 @@ class SmallCoordinator(CoordinatorServicer):
         self.calls["Converse"] += 1
         for saying in request_iterator:
             what = saying.WhichOneof("said")
-            name, read = _SAID[what]
-            reply = self._answer(name, read(getattr(saying, what)), context)
+            reply = self._answer(convert.CALLS[what], convert.read_saying(saying), context)
             if isinstance(reply, Refused):
                 yield wire.Answer(refused=reply.code.value, reason=reply.reason)
             else:

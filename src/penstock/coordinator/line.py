@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
 from penstock.coordinator.wire import coordinator_pb2 as wire
+from penstock.coordinator.wire.convert import CALLS
 from penstock.coordinator.wire.coordinator_pb2_grpc import CoordinatorStub
 
 __all__ = ["Line"]
-
-_CALLS: Final = {"heartbeat": "Heartbeat", "request": "RequestLease", "progress": "ReportProgress"}
 
 
 class Line:
@@ -62,7 +61,7 @@ class Line:
                     raise
             what = saying.WhichOneof("said")
             assert what is not None
-            reply = self.call(_CALLS[what], getattr(saying, what), timeout_s)
+            reply = self.call(CALLS[what], getattr(saying, what), timeout_s)
             return wire.Answer(granted=reply if what == "request" else None)
         finally:
             self._turn.release()

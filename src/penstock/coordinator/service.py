@@ -156,15 +156,9 @@ class CoordinatorService(CoordinatorServicer):
     # What they have in common.
 
     async def _answer(self, saying: wire.Saying, *, context: _Context) -> wire.Answer:
-        match saying.WhichOneof("said"):
-            case "heartbeat":
-                reply = await self._decided(convert.read_heartbeat(saying.heartbeat), context)
-            case "request":
-                reply = await self._decided(convert.read_request(saying.request), context)
-            case "progress":
-                reply = await self._decided(convert.read_progress(saying.progress), context)
-            case _:
-                reply = Refused(Code.INVALID_ARGUMENT, "nothing was said that this coordinator knows; is it older?")
+        reply: Reply = Refused(Code.INVALID_ARGUMENT, "nothing was said that this coordinator knows; is it older?")
+        if (event := convert.read_saying(saying)) is not None:
+            reply = await self._decided(event, context)
         if isinstance(reply, Refused):
             return wire.Answer(refused=reply.code.value, reason=reply.reason)
         return wire.Answer(granted=self._granted(reply) if isinstance(reply, Granted) else None)

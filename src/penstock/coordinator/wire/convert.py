@@ -15,6 +15,7 @@ from penstock.coordinator.state import Caps
 from penstock.coordinator.wire import coordinator_pb2 as wire
 
 __all__ = [
+    "CALLS",
     "LEADER_METADATA",
     "read_granted",
     "read_heartbeat",
@@ -23,6 +24,7 @@ __all__ = [
     "read_register",
     "read_registered",
     "read_request",
+    "read_saying",
     "write_granted",
     "write_heartbeat",
     "write_leave",
@@ -34,6 +36,9 @@ __all__ = [
 
 LEADER_METADATA: Final = "penstock-leader"
 """Trailing metadata of UNAVAILABLE: host:port of the coordinator to ask instead."""
+
+CALLS: Final = {"heartbeat": "Heartbeat", "request": "RequestLease", "progress": "ReportProgress"}
+"""What is said in a conversation, and the call that says the same."""
 
 _MOST_32 = 2**32 - 1
 _STATS = ("inflight_bytes", "ram_high_water_bytes", "fetch_queue_depth", "decode_queue_depth", "pack_queue_depth")
@@ -137,6 +142,18 @@ def write_progress(event: events.Progress, *, unix_time_ms: int) -> wire.ReportP
         instance=event.instance,
         fence=event.fence,
     )
+
+
+def read_saying(message: wire.Saying) -> events.Heartbeat | events.RequestLease | events.Progress | None:
+    """What a node says in a conversation; None = something that isn't known here."""
+    match message.WhichOneof("said"):
+        case "heartbeat":
+            return read_heartbeat(message.heartbeat)
+        case "request":
+            return read_request(message.request)
+        case "progress":
+            return read_progress(message.progress)
+    return None
 
 
 def read_leave(message: wire.LeaveNodeRequest) -> events.Leave:
