@@ -312,6 +312,18 @@ def test_it_is_a_module_and_imports_no_torch(packed):
     assert child("--version").stdout == penstock.__version__ + "\n"
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["top", "--once"]])
+def test_a_command_imports_only_what_it_needs(arguments):
+    code = (
+        "import sys; from penstock.cli.main import main\n"
+        f"assert main({arguments}) == 0\n"
+        "loaded = {'pyarrow', 'numpy', 'penstock.loader', 'penstock.transfer', 'grpc'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_reader_that_has_had_enough_is_no_error(packed):
     command = [sys.executable, "-m", "penstock", "inspect", str(packed)]
     read_end, write_end = os.pipe()

@@ -13,7 +13,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.bottleneck import Verdict, verdict_on
-from penstock.cli.resolve import AsJson, Link, StoreRoot
+from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.dataset.resolve import resolve
 from penstock.errors import ConfigError
 from penstock.loader.loader import DataLoader, Loader

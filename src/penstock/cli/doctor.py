@@ -10,7 +10,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.facts import Fact, facts, store_facts
-from penstock.cli.resolve import AsJson
+from penstock.cli.options import AsJson
 from penstock.cli.transfer_facts import transfer_facts
 
 __all__ = ["doctor"]

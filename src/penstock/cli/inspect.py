@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from penstock.cli import output
-from penstock.cli.resolve import AsJson, Link, StoreRoot
+from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.cli.summary import Bin, Example, Summary, summarise
 from penstock.dataset.resolve import resolve
 from penstock.sizes import format_bytes

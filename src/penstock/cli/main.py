@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 import typer.main
@@ -15,46 +16,43 @@ from typer.exceptions import TyperException
 
 import penstock
 from penstock import config
-from penstock.cli import (
-    bench,
-    coordinator,
-    doctor,
-    inspect,
-    output,
-    pack,
-    resolve,
-    top,
-    verify,
-    verify_resume,
-    xfer_bench,
-)
+from penstock.cli import output
 from penstock.errors import PenstockError
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _LEVELS = {name: name.upper() for name in ("debug", "info", "warning", "error")}
 
-app = typer.Typer(
-    name="penstock",
-    help="Feed accelerators from storage, inside a memory budget that you set.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+# Each is a function of its name in a module of its name.
+_COMMANDS: Final = (
+    *("pack", "resolve", "inspect", "verify", "verify-resume"),
+    *("top", "bench", "coordinator", "xfer-bench", "doctor"),
 )
-app.command()(pack.pack)
-app.command()(resolve.resolve)
-app.command()(inspect.inspect)
-app.command()(verify.verify)
-app.command()(verify_resume.verify_resume)
-app.command()(top.top)
-app.command()(bench.bench)
-app.command()(coordinator.coordinator)
-app.command()(xfer_bench.xfer_bench)
-app.command()(doctor.doctor)
 
 
-@app.callback(invoke_without_command=True)
+def _app(names: Iterable[str]) -> typer.Typer:
+    """With these commands only, since what one of them imports takes longer than many another has to do."""
+    app = typer.Typer(
+        help="Feed accelerators from storage, inside a memory budget that you set.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in names:
+        own = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f"penstock.cli.{own}"), own))
+    return app
+
+
+def _wanted(arguments: Sequence[str]) -> Sequence[str]:
+    """The command that is called; all of them for whoever needs a list."""
+    if "--version" in arguments[:1]:
+        return ()
+    return [argument for argument in arguments if argument in _COMMANDS][:1] or _COMMANDS
+
+
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -104,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(_app(_wanted(arguments)))
     code = command.main(arguments, prog_name="penstock", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

@@ -7,16 +7,10 @@ from typing import Annotated
 import typer
 
 from penstock.cli import output
+from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.dataset.resolve import resolve as resolve_link
 
 __all__ = ["resolve"]
-
-Link = Annotated[str, typer.Argument(metavar="LINK", help="A dataset: base, base@refresh or base@sha256:<hash>.")]
-StoreRoot = Annotated[
-    str | None,
-    typer.Option("--store", help="Where manifests are kept; `penstock doctor` says where by default."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def resolve(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from penstock import config
 from penstock.cli import output
-from penstock.cli.resolve import AsJson
+from penstock.cli.options import AsJson
 from penstock.errors import ConfigError
 from penstock.observe.live import Snapshot, snapshots
 from penstock.sizes import format_bytes

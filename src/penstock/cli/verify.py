@@ -10,7 +10,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.audit import Audit, audit
-from penstock.cli.resolve import AsJson, Link, StoreRoot
+from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.dataset.resolve import resolve
 from penstock.sizes import format_bytes
 

@@ -14,7 +14,7 @@ import typer
 
 from penstock import loader as loading
 from penstock.cli import output
-from penstock.cli.resolve import AsJson, Link, StoreRoot
+from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.errors import ConfigError
 from penstock.loader.batch import require_torch
 from penstock.loader.loader import Loader

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from penstock.cli import output
-from penstock.cli.resolve import AsJson
+from penstock.cli.options import AsJson
 from penstock.cli.xfer_ends import Initiator, Measured, Move, Plane, Target, new_token
 from penstock.errors import ConfigError, PeerUnreachable, PenstockError, TransferError
 from penstock.net import join_address, split_address

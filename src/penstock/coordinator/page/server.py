@@ -15,7 +15,7 @@ from penstock.coordinator.page.http import Answer, BadRequest, Request, answer_h
 from penstock.coordinator.page.routes import EVENTS, answer_to
 from penstock.coordinator.watch import Watch
 from penstock.errors import ConfigError
-from penstock.net import bind
+from penstock.net import bind, join_address
 
 __all__ = ["Limits", "PageServer"]
 
@@ -107,8 +107,7 @@ class PageServer:
     @property
     def url(self) -> str:
         """Where a browser finds it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self._scheme}://{host}:{self.port}/"
+        return f"{self._scheme}://{join_address(self.host, self.port)}/"
 
     async def close(self) -> None:
         """Serve no more; streams end. Safe twice."""
