@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 @pytest.fixture(autouse=True)
 def fresh_totals(tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    monkeypatch.setattr(live, "_live", set())
     monkeypatch.setattr(live, "_done", {})
     yield
     metrics.stop()

@@ -39,6 +39,13 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
+def workers():
+    """This test's own children; what else the tests' process has begun isn't looked at, nor killed."""
+    others = set(multiprocessing.active_children())
+    return lambda: [child for child in multiprocessing.active_children() if child not in others]
+
+
+@pytest.fixture
 def load(dataset):
     loaders = []
 
@@ -106,7 +113,7 @@ def test_whichever_samples_are_deadly_once_the_epoch_is_the_same(
     assert found == [EVERYTHING[i] for i in order]
 
 
-def test_workers_killed_from_outside_lose_nothing(load, tmp_path):
+def test_workers_killed_from_outside_lose_nothing(load, workers, tmp_path):
     moments = random.Random(7)
     loader = load(transform=used.DieOnce(tmp_path, ()), persistent_workers=True, batch_size=3)
     found = []
@@ -117,7 +124,7 @@ def test_workers_killed_from_outside_lose_nothing(load, tmp_path):
             found += [(i, payload[a:b].tobytes()) for i, a, b in zip(ids.tolist(), offsets, offsets[1:], strict=False)]
             if kills and moments.random() < 0.2:
                 kills -= 1
-                victim = moments.choice(multiprocessing.active_children())
+                victim = moments.choice(workers())
                 victim.kill()
         assert found == EVERYTHING
         found.clear()
@@ -144,13 +151,13 @@ def test_a_death_is_an_error_when_told_so(load, tmp_path):
         whole_epoch(loader)
 
 
-def test_a_transform_that_never_returns_ends_at_the_deadline(load, tmp_path):
+def test_a_transform_that_never_returns_ends_at_the_deadline(load, workers, tmp_path):
     loader = load(transform=used.Announce(tmp_path, stay_at=9), timeout_seconds=1.5)
     assert next(loader).tolist() == list(range(8))
     with pytest.raises(DeadlineExceeded):
         next(loader)
     loader.close()
-    assert eventually(lambda: not multiprocessing.active_children())
+    assert eventually(lambda: not workers())
 
 
 def test_close_ends_workers_in_the_middle_of_a_transform(load, tmp_path):
@@ -165,15 +172,14 @@ def test_close_ends_workers_in_the_middle_of_a_transform(load, tmp_path):
     assert pids and not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_a_dropped_loader_ends_its_workers(load, dataset):
+def test_a_dropped_loader_ends_its_workers(load, workers, dataset):
     loader = penstock.load(
         dataset[0], manifest_store_root=dataset[1], transform=used.head, persistent_workers=True, **FORKED
     )
     next(loader)
-    pids = {child.pid for child in multiprocessing.active_children()}
-    assert pids
+    assert workers()
     del loader
-    assert eventually(lambda: not pids & {child.pid for child in multiprocessing.active_children()})
+    assert eventually(lambda: not workers())
 
 
 PROGRAM = """
