@@ -229,6 +229,19 @@ def test_a_coordinator_that_is_gone_for_good_is_an_error_within_the_deadline(coo
     shared.again()
 
 
+def test_a_coordinator_that_was_silent_before_isnt_waited_for_at_the_end(coordinator, join, monkeypatch):
+    monkeypatch.setattr("penstock.coordinator.holder._CLOSE_S", 3.0)
+    shared = coordinator()
+    loader = join(shared)
+    next(loader)
+    shared.stop()
+    wait_until(lambda: loader._holder._silent_for_s() > 2.9)
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 2.5
+    shared.again()
+
+
 def test_nobody_there_to_begin_with(join, coordinator):
     shared = coordinator()
     shared.stop()

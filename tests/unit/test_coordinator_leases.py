@@ -49,8 +49,10 @@ class Shell:
         reply = self.do(RequestLease("job", node, want, instance), after_s)
         return reply.leases if isinstance(reply, Granted) else reply
 
-    def report(self, lease: GrantedLease, cursor: int, after_s: float, instance: str = "0") -> Any:
-        event = Progress("job", lease.node_id, lease.lease_id, cursor, instance=instance, fence=lease.fence)
+    def report(
+        self, lease: GrantedLease, cursor: int, after_s: float, instance: str = "0", counts: tuple[int, int] = (0, 0)
+    ) -> Any:
+        event = Progress("job", lease.node_id, lease.lease_id, cursor, *counts, instance=instance, fence=lease.fence)
         return self.do(event, after_s)
 
     def reload(self) -> None:
@@ -62,6 +64,16 @@ class Shell:
         held = {node: set(leases) for node, leases in self.state.holdings.items() if leases}
         assert {node: set(leases) for node, leases in loaded.holdings.items()} == held
         self.state = loaded
+
+
+def test_what_is_said_again_with_what_came_since_counts_once():
+    job = Shell()
+    job.register()
+    (lease,) = job.ask()
+    for cursor, counts in ((4, (4, 400)), (4, (4, 400)), (6, (6, 600)), (8, (1, 90)), (8, (0, 0))):
+        assert isinstance(job.report(lease, cursor, 1.0, counts=counts), Done)
+    pulse = job.state.pulses["a"]
+    assert (pulse.samples, pulse.payload_bytes) == (7, 690), "of the last two samples one was left out"
 
 
 def test_a_lease_of_a_process_that_was_replaced_waits_until_its_time_is_over():

@@ -31,7 +31,8 @@ __all__ = ["Holder"]
 
 _SLICE_S: Final = 1.0  # how long one wait lasts before it looks again whether it is still wanted
 _LEAST_ATTEMPT_S: Final = 1.0
-_CLOSE_S: Final = 5.0  # for the last words
+_CLOSE_S: Final = 5.0  # for the last words; a coordinator that was silent before has had some of it
+_LEAST_CLOSE_S: Final = 0.5
 _JOIN_S: Final = 10.0
 _MOST_PAUSE_S: Final = 1.0
 
@@ -214,7 +215,7 @@ class Holder:
             self._changed.notify_all()
         if first and self._failure is None:
             with suppress(PenstockError):
-                self.flush(_CLOSE_S)
+                self.flush(max(_LEAST_CLOSE_S, _CLOSE_S - self._silent_for_s()))
                 self._client.leave(Leave(*self._me()), within_s=0)
         self._client.wake()
         with self._changed:
@@ -249,14 +250,17 @@ class Holder:
         return self._failure is not None or self._client.woken
 
     def _note_silence(self, error: CoordinatorUnreachable) -> None:
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        if now - self._silent_since >= self._client.timeout_s:
+        self._silent_since = self._silent_since or time.monotonic()
+        if self._silent_for_s() >= self._client.timeout_s:
             self._fail(
                 CoordinatorUnreachable(
                     f"no coordinator answered for {self._client.timeout_s:g} s (coord_timeout_s): {error}"
                 )
             )
+
+    def _silent_for_s(self) -> float:
+        since = self._silent_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _fail(self, error: PenstockError) -> None:
         with self._changed:

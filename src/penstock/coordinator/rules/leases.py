@@ -115,7 +115,8 @@ def progress(draft: Draft, event: Progress, now: float) -> tuple[Reply, str]:
             f"the cursor of {event.lease_id} has stood still for {now - moved_s:.0f} s, so others will do it; drop "
             "what it was for and ask for another",
         )
-    heard(draft, event.node_id, now, samples=event.samples, payload_bytes=event.payload_bytes)
+    samples, payload_bytes = _news(lease, event)
+    heard(draft, event.node_id, now, samples=samples, payload_bytes=payload_bytes)
     if event.cursor == lease.end:
         draft.end_lease(event.lease_id)
         draft.node(event.node_id, replace(node, finished=event.lease_id, finished_fence=lease.fence))
@@ -127,6 +128,12 @@ def progress(draft: Draft, event: Progress, now: float) -> tuple[Reply, str]:
         draft.lease(event.lease_id, replace(lease, cursor=event.cursor))
         draft.note("progress", lease=event.lease_id, node=event.node_id, cursor=event.cursor)
     return Done(), f"{event.node_id} is at {event.cursor} of [{lease.start}, {lease.end})"
+
+
+def _news(lease: Lease, event: Progress) -> tuple[int, int]:
+    """Samples and bytes that weren't counted yet: what wasn't answered is said again, with what came since."""
+    samples = min(event.samples, event.cursor - lease.cursor)
+    return samples, event.payload_bytes * samples // max(event.samples, 1)
 
 
 def _check_lease_id(lease_id: str) -> None:
