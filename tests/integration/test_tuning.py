@@ -14,7 +14,7 @@ from PIL import Image
 import penstock
 from penstock.errors import ConfigError
 from penstock.loader import tuner
-from penstock.loader.loader import DataLoader
+from penstock.loader.data_loader import DataLoader
 from penstock.loader.profiles import PROFILES
 from penstock.loader.tune import Decision, Knobs, State
 from penstock.observe.live import totals

@@ -16,7 +16,8 @@ from penstock.cli.bottleneck import Verdict, verdict_on
 from penstock.cli.options import AsJson, Link, StoreRoot
 from penstock.dataset.resolve import resolve
 from penstock.errors import ConfigError
-from penstock.loader.loader import DataLoader, Loader
+from penstock.loader.data_loader import DataLoader
+from penstock.loader.loader import Loader
 from penstock.observe.rates import Rates, rates_between
 from penstock.sizes import parse_bytes
 

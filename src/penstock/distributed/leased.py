@@ -28,7 +28,7 @@ from penstock.distributed.link import Link, named, positive
 from penstock.errors import ConfigError, CoordinatorRefused, ResumeError
 from penstock.loader.course import Course, begin
 from penstock.loader.faults import Fault, Tally
-from penstock.loader.loader import Loader
+from penstock.loader.loader import Loader, call_each
 from penstock.loader.plan import Unit
 from penstock.loader.work import Delivery
 from penstock.observe.trace import Trace
@@ -156,7 +156,7 @@ class Leased(Loader[T]):
         return _noticed(lease_units(self._holder, plan), self._holder, self._link)
 
     def _canceller(self) -> Callable[[], None]:
-        return partial(_both, super()._canceller(), self._holder.cancel)
+        return partial(call_each, super()._canceller(), self._holder.cancel)
 
     def _waits(self) -> Callable[[], bool]:
         return partial(_waiting, self._holder)
@@ -378,8 +378,3 @@ def _gauges(budget: Budget) -> dict[str, int]:
 
 def _waiting(holder: Holder) -> bool:
     return holder.waiting
-
-
-def _both(*functions: Callable[[], None]) -> None:
-    for function in functions:
-        function()

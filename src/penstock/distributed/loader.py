@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from penstock.distributed.leased import Leased
 from penstock.loader.batch import Batch
-from penstock.loader.loader import DataLoader
+from penstock.loader.data_loader import DataLoader
 from penstock.vision import ImageFolderLoader
 
 if TYPE_CHECKING:
