@@ -18,6 +18,7 @@ import pytest
 from leftovers import held, left_since
 from penstock.errors import ConfigError, DeadlineExceeded, MetadataError, PeerRefused, PeerUnreachable
 from penstock.transfer.exchange import KeyValueClient, KeyValueServer, Limits
+from waiting import wait_until
 
 
 @pytest.fixture
@@ -475,6 +476,7 @@ def test_without_descriptors_the_server_goes_on(monkeypatch, caplog):
         KeyValueClient(port=server.port).set("k", 1)
         with dial(server) as oldest:
             assert said(oldest, b'{"cmd": "GET", "key": "k"}')[0]["value"] == 1
+            wait_until(lambda: len(server._service._connections) == 1, "the first client's is gone")
             refused[0] = 1
             KeyValueClient(port=server.port).set("k", 2)
             assert oldest.recv(1) == b""
