@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -178,6 +179,20 @@ def test_one_that_is_silent_is_hung_up_on_and_asked_again_when_it_is_back(tmp_pa
         os.kill(process.pid, signal.SIGCONT)
         client.heartbeat(said)
         client.close()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "snapshot"])
+def test_a_coordinator_of_another_version_is_told_from_one_that_refuses(name):
+    """What is asked later than MX8 knows of, of a server that knows nothing of it."""
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        client = Client(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", JOB_ID, timeout_s=WAIT_S)
+        server.start()
+        with pytest.raises(CoordinatorRefused, match=f"doesn't know {name.title()} .* of another version") as caught:
+            getattr(client, name)()
+        client.close()
+        server.stop(0).wait()
+    assert caught.value.code == "UNIMPLEMENTED"
 
 
 def test_refusals_are_typed(joined):

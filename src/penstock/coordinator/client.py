@@ -341,7 +341,13 @@ def _written(chunks: Any, field: str, out: IO[bytes]) -> tuple[str, int]:
 
 
 def _refusal(address: str, name: str, reason: str, code: str) -> CoordinatorRefused:
-    return CoordinatorRefused(f"the coordinator at {address} refused {name}: {reason}", code=code)
+    what = f"the coordinator at {address} refused {name}: {reason}"
+    if code == "UNIMPLEMENTED":
+        what = (
+            f"what answers at {address} doesn't know {name} ({reason}): it is a coordinator of another version, or "
+            "none; see that coord_url is right, and that nodes and coordinator are of one version"
+        )
+    return CoordinatorRefused(what, code=code)
 
 
 def _unix_ms() -> int:
