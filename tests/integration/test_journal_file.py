@@ -245,6 +245,22 @@ def test_a_place_that_cant_be_written_is_told(tmp_path):
     assert opened(tmp_path / "nowhere" / "journal").leader() is None
 
 
+def test_asking_who_leads_in_vain_ends_no_leader(tmp_path):
+    """Another thread than that of commits asks; what it did to the file, it would do in the middle of one."""
+    folder, away = tmp_path / "here", tmp_path / "away"
+    leader = opened(folder / "journal")
+    leader.lead(0)
+    folder.rename(away)
+    folder.write_bytes(b"")
+    with pytest.raises(JournalUnavailable, match="can't be read"):
+        leader.leader()
+    folder.unlink()
+    away.rename(folder)
+    assert not leader.lost
+    leader.commit({"a": "1"})
+    leader.close()
+
+
 def test_addresses_of_journals(tmp_path):
     for url, name in (
         (f"file:{tmp_path}/a", "a"),

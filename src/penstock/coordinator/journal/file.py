@@ -86,7 +86,7 @@ class FileJournal:
         self._check_open()
         if not self.lost:
             return self._address
-        with self._failing("can't be read"):
+        with self._failing("can't be read", ends=False):
             return leader_in(self._path)
 
     @property
@@ -157,11 +157,13 @@ class FileJournal:
         return log
 
     @contextlib.contextmanager
-    def _failing(self, what: str) -> Iterator[None]:
+    def _failing(self, what: str, *, ends: bool = True) -> Iterator[None]:
+        """The system's errors as a journal's; after them we don't lead any more, unless it was only asked who does."""
         try:
             yield
         except OSError as error:
-            self._end()
+            if ends:
+                self._end()
             raise JournalUnavailable(f"the journal {self._path} {what}: {error}") from error
 
     def _check_open(self) -> None:
