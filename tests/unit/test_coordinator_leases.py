@@ -29,9 +29,9 @@ TERMS = Terms(lease_ttl_s=10.0, idle_lease_s=60.0)
 class Shell:
     """A state, the time, and a journal."""
 
-    def __init__(self, world_size: int = 1, samples: int = 20) -> None:
+    def __init__(self, world_size: int = 1, samples: int = 20, terms: Terms = TERMS) -> None:
         self.now = 0.0
-        outcome = begin(Job("m" * 64, samples, 10, world_size=world_size), TERMS)
+        outcome = begin(Job("m" * 64, samples, 10, world_size=world_size), terms)
         self.state, self.journal = outcome.state, dict(outcome.changes)
 
     def do(self, event: Any, after_s: float = 0.0) -> Any:
@@ -160,6 +160,14 @@ def test_ranks_are_places_among_those_who_came_and_final_when_the_job_begins():
     job.reload()
     job.do(Recover(5))
     assert [job.register(node).rank for node in "abc"] == [0, 1, 2]
+
+
+def test_who_stood_still_itself_gives_nodes_their_whole_time_to_come():
+    job = Shell(world_size=2, terms=replace(TERMS, barrier_timeout_s=30.0))
+    job.register("a")
+    job.do(Recover(0), after_s=100.0)
+    job.do(Tick())
+    assert job.register("b").ready
 
 
 def test_one_checkpoint_may_be_written_in_two_ways():

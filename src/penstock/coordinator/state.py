@@ -236,7 +236,7 @@ class State:
     due_s: float = -math.inf  # before this time nobody is late
     open_ranks: tuple[int, ...] = ()  # of queues that everybody may take from, and that have something
     unstarted: int = 0  # blocks in all queues
-    since_s: float | None = None  # when the first node registered
+    since_s: float | None = None  # when the first node registered; anew where others led
 
     @property
     def blocks(self) -> BlockPlan:

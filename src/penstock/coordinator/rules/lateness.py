@@ -63,7 +63,7 @@ def recover(draft: Draft, event: Recover, now: float) -> tuple[Reply, str]:
     draft.due(now)
     for lease_id in draft.state.leases:
         draft.hold(lease_id, Held(now, now))
-    if draft.state.nodes and draft.state.since_s is None:
+    if draft.state.nodes and (draft.state.since_s is None or course.phase == "gathering"):
         draft.since(now)
     leases, nodes = len(draft.state.leases), len(draft.state.nodes)
     return Done(), f"took over with {nodes} nodes and {leases} live leases, term {event.term}"
