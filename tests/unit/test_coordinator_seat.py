@@ -200,6 +200,29 @@ def test_a_journal_that_was_long_in_answering_ends_no_lease():
     asyncio.run(run())
 
 
+def test_a_journal_that_was_long_in_being_taken_over_ends_no_lease():
+    now = [100.0]
+
+    class Slow(Watched):
+        def commit(self, changes):
+            super().commit(changes)
+            now[0] += self.takes_s
+
+    async def run():
+        records, terms = MemoryRecords(), Terms(lease_ttl_s=10.0)
+        async with seated(Watched(records), terms=terms, clock=lambda: now[0]) as seat:
+            await seat.do(REGISTER)
+            (lease,) = (await seat.do(REQUEST)).leases
+        journal = Slow(records)
+        journal.takes_s = 2 * terms.lease_ttl_s
+        async with seated(journal, terms=terms, clock=lambda: now[0]) as seat:
+            journal.takes_s = 0.0
+            await seat.do(Tick())
+            assert await seat.do(Progress("job", "a", lease.lease_id, lease.start)) == Done()
+
+    asyncio.run(run())
+
+
 def test_a_lease_that_is_late_by_our_clock_ends():
     async def run():
         async with seated(terms=Terms(lease_ttl_s=0.2)) as seat:

@@ -169,7 +169,6 @@ class Seat:
     async def _lead(self, term: int) -> None:
         try:
             self._state = await self._take_over(term)
-            self._awake_s = self._clock()
             prove("leading", term=term, phase=self._state.course.phase)
             self._complaint = ""
             await _until_one_ends(self._decide(), self._tick())
@@ -193,10 +192,11 @@ class Seat:
             outcome = begin(self._job, self._terms, fence=time.time_ns() // 1000)
             state, changes = outcome.state, dict(outcome.changes)
         _check_same(state.job, self._job)
+        now = self._awake_s = self._clock()  # before the commit, which may take longer than a lease lasts
         for event in (self._checkpoint, Recover(term, self._job_id)):
             if event is None:
                 continue
-            outcome = apply(state, event, self._clock())
+            outcome = apply(state, event, now)
             if isinstance(outcome.reply, Refused):
                 raise CoordinatorError(outcome.reason)
             state = outcome.state
