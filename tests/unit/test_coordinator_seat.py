@@ -326,6 +326,34 @@ def test_closing_wakes_who_waits_to_lead():
     asyncio.run(run())
 
 
+def test_a_journal_that_doesnt_say_who_leads_is_asked_by_one_thread_at_most():
+    class Silent(Watched):
+        asked = 0
+
+        def leader(self):
+            self.asked += 1
+            assert self.free.wait(10)
+            return super().leader()
+
+    async def run():
+        now = [100.0]
+        journal = Silent()
+        seat = Seat(journal, JOB, Terms(), clock=lambda: now[0])
+        journal.free.clear()
+        for _ in range(4):
+            now[0] += 60.0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):  # as a node's call has one
+                    await seat.leader()
+        assert journal.asked == 1
+        journal.lead(0)
+        journal.free.set()
+        assert await seat.leader() == "host:1"
+        await seat.close()
+
+    asyncio.run(run())
+
+
 def test_an_audit_sees_two_that_hold_the_same_sample():
     state = State(JOB)
     apart = {"lease-0": Lease("a", 0, 8, 2, 1, 0), "lease-1": Lease("b", 8, 16, 8, 2, 0)}

@@ -33,6 +33,7 @@ _MOST_AT_ONCE: Final = 1024
 _TICK_S: Final = 1.0
 _RETRY_S: Final = 0.5
 _LEADER_HOLDS_S: Final = 0.25
+_LEADER_TOLD_S: Final = 1.0  # then it is told as it was last known; a node's call waits for 5 s
 
 Result = TypeVar("Result")
 _Waiting: TypeAlias = "tuple[Event, asyncio.Future[Reply]]"
@@ -79,9 +80,10 @@ class Seat:
         self._ended.set()  # run() hasn't begun
         self._complaint = ""
         self._listeners: list[Callable[[float, Note], None]] = []
-        self._awake_s = 0.0  # when a group was last decided
+        self._awake_s = 0.0  # when something was last decided
         self._leader: str | None = None
         self._leader_until_s = 0.0
+        self._asking: asyncio.Future[None] | None = None  # who leads
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="penstock-journal")  # keeps what is kept in order
 
     @property
@@ -105,11 +107,18 @@ class Seat:
     async def leader(self) -> str | None:
         """The address of whoever leads, as of a moment ago; None while nobody does, or nobody knows."""
         now = self._clock()
-        if now >= self._leader_until_s:
+        if now >= self._leader_until_s and (self._asking is None or self._asking.done()):
             self._leader_until_s = now + _LEADER_HOLDS_S
-            with contextlib.suppress(CoordinatorError, ClosedError):
-                self._leader = await asyncio.get_running_loop().run_in_executor(None, self._journal.leader)
+            self._asking = asyncio.ensure_future(self._ask_for_leader())
+        if self._asking is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._asking), _LEADER_TOLD_S)
         return self._leader
+
+    async def _ask_for_leader(self) -> None:
+        """One at a time: a journal that doesn't answer would take all threads, those of manifests and the page too."""
+        with contextlib.suppress(CoordinatorError, ClosedError):
+            self._leader = await asyncio.get_running_loop().run_in_executor(None, self._journal.leader)
 
     async def do(self, event: Event) -> Reply:
         """Let something happen.
