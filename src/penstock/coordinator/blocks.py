@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -23,7 +23,10 @@ __all__ = [
     "block_at",
     "block_bounds",
     "block_count",
+    "bounds_of",
+    "dealt_bounds",
     "dealt_count",
+    "join_bounds",
     "join_intervals",
 ]
 
@@ -59,7 +62,7 @@ class BlockPlan:
     shuffle: bool
     seed: int
     epoch: int
-    done: Intervals = ()
+    done: Intervals = field(default=(), hash=False)  # may be long, and a plan is looked up for each block
 
 
 def block_count(plan: BlockPlan) -> int:
@@ -76,6 +79,21 @@ def block_at(plan: BlockPlan, place: int) -> SampleRange:
 def block_bounds(plan: BlockPlan) -> tuple[Int64Array, Int64Array]:
     """First samples of all blocks, and what is behind their last, in order; shared, so never to be written to."""
     return _blocks(plan)
+
+
+def dealt_bounds(plan: BlockPlan, cards: Sequence[tuple[int, int]]) -> tuple[Int64Array, Int64Array]:
+    """``block_bounds`` of some of the cards: of those of each rank from the first of its pair up to the second."""
+    starts, ends = _blocks(plan)
+    first, end = bounds_of(cards)
+    rows = np.arange(-(-len(starts) // len(cards)), dtype=np.int64)[:, np.newaxis]  # card i // n of rank i mod n
+    dealt = ((rows >= first) & (rows < end)).ravel()[: len(starts)]
+    return starts[dealt], ends[dealt]
+
+
+def bounds_of(ranges: Sequence[tuple[int, int]]) -> tuple[Int64Array, Int64Array]:
+    """First samples of ranges, and what is behind their last."""
+    pairs = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def dealt_count(count: int, rank: int, world_size: int) -> int:
@@ -121,14 +139,27 @@ def join_intervals(ranges: Sequence[tuple[int, int]]) -> Intervals:
     """The same sample ids as intervals: ascending, neighbours joined, empty ones left out.
 
     Raises:
+        ValueError: two of them overlap, or one is of numbers that no sample has.
+    """
+    try:
+        return join_bounds(*bounds_of(ranges))
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def join_bounds(starts: Int64Array, ends: Int64Array) -> Intervals:
+    """``join_intervals`` of what ``bounds_of`` gives; a million of them take a fraction of a second.
+
+    Raises:
         ValueError: two of them overlap.
     """
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(each for each in ranges if each[0] < each[1]):
-        if joined and start < joined[-1][1]:
-            raise ValueError(f"[{start}, {end}) overlaps [{joined[-1][0]}, {joined[-1][1]})")
-        if joined and start == joined[-1][1]:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return tuple(joined)
+    some = np.flatnonzero(starts < ends)
+    if not len(some):
+        return ()
+    some = some[np.argsort(starts[some])]
+    starts, ends = starts[some], ends[some]
+    for at in np.flatnonzero(starts[1:] < ends[:-1])[:1]:
+        raise ValueError(f"[{starts[at + 1]}, {ends[at + 1]}) overlaps [{starts[at]}, {ends[at]})")
+    apart = starts[1:] > ends[:-1]
+    firsts, lasts = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from penstock.coordinator.blocks import block_bounds
 from penstock.coordinator.state import State
 from penstock.order.order import Int64Array
 
@@ -56,40 +55,9 @@ def coverage_of(state: State, most_cells: int = MAX_CELLS) -> Coverage:
     sizes = np.full(count, width, np.int64)
     if count:
         sizes[-1] = samples - width * (count - 1)
-    leased = _by_cell(*_leased(state), width, count)
-    queued = _by_cell(*_queued(state), width, count)
+    leased = _by_cell(*state.leased(), width, count)
+    queued = _by_cell(*state.queued(), width, count)
     return Coverage(width, sizes - leased - queued, leased, queued, _ranks(state, width, count))
-
-
-def _queued(state: State) -> tuple[Int64Array, Int64Array]:
-    """What nobody has begun, and what was begun and given back."""
-    if state.course.phase == "drained":
-        return _pairs([])
-    starts, ends = block_bounds(state.blocks)
-    world_size = state.course.world_size
-    if world_size:
-        waiting = _waiting(state, world_size, len(starts))
-        starts, ends = starts[waiting], ends[waiting]
-    spare_starts, spare_ends = _pairs(list(state.spares.values()))
-    return np.concatenate([starts, spare_starts]), np.concatenate([ends, spare_ends])
-
-
-def _waiting(state: State, world_size: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which places of the order are still in a queue: the block at ``i`` is card ``i // n`` of rank ``i mod n``."""
-    first, end = np.zeros(world_size, np.int64), np.zeros(world_size, np.int64)
-    for rank, queue in state.queues.items():
-        first[rank], end[rank] = queue.first, queue.end
-    cards = np.arange(-(-count // world_size), dtype=np.int64)[:, np.newaxis]
-    return ((cards >= first) & (cards < end)).ravel()[:count]
-
-
-def _leased(state: State) -> tuple[Int64Array, Int64Array]:
-    return _pairs([(lease.cursor, lease.end) for lease in state.leases.values()])
-
-
-def _pairs(ranges: list[tuple[int, int]]) -> tuple[Int64Array, Int64Array]:
-    pairs = np.array(ranges, dtype=np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
 
 
 def _by_cell(starts: Int64Array, ends: Int64Array, width: int, count: int) -> Int64Array:

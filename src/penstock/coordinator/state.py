@@ -13,10 +13,20 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
 from immutables import Map
 
-from penstock.coordinator.blocks import BlockPlan, SampleRange, block_at, block_count, join_intervals
+from penstock.coordinator.blocks import (
+    BlockPlan,
+    SampleRange,
+    block_at,
+    block_bounds,
+    bounds_of,
+    dealt_bounds,
+    join_bounds,
+)
 from penstock.errors import CoordinatorError
+from penstock.order.order import Int64Array
 
 __all__ = [
     "Caps",
@@ -263,14 +273,22 @@ class State:
 
     def left(self) -> tuple[tuple[int, int], ...]:
         """Samples of this epoch that are not done, leased ones included: half-open intervals, ascending."""
-        if not self.course.world_size:
-            plan = self.blocks
-            return join_intervals([block_at(plan, place) for place in range(block_count(plan))])
-        queued = [
-            self.block_of(rank, card) for rank, queue in self.queues.items() for card in range(queue.first, queue.end)
-        ]
-        leased = [(lease.cursor, lease.end) for lease in self.leases.values()]
-        return join_intervals([*queued, *leased, *self.spares.values()])
+        queued, leased = self.queued(), self.leased()
+        return join_bounds(np.concatenate([queued[0], leased[0]]), np.concatenate([queued[1], leased[1]]))
+
+    def queued(self) -> tuple[Int64Array, Int64Array]:
+        """What nobody has begun, and what was begun and given back; as ``blocks.bounds_of`` gives it."""
+        if self.course.world_size:
+            cards = [(queue.first, queue.end) for _, queue in sorted(self.queues.items())]
+            starts, ends = dealt_bounds(self.blocks, cards)
+        else:
+            starts, ends = block_bounds(self.blocks)
+        spare_starts, spare_ends = bounds_of(list(self.spares.values()))
+        return np.concatenate([starts, spare_starts]), np.concatenate([ends, spare_ends])
+
+    def leased(self) -> tuple[Int64Array, Int64Array]:
+        """What somebody has, and hasn't done; as ``blocks.bounds_of`` gives it."""
+        return bounds_of([(lease.cursor, lease.end) for lease in self.leases.values()])
 
     def _without(self, left: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         starts = [0, *(end for _, end in left)]

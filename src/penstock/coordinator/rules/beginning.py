@@ -49,7 +49,7 @@ def restore(draft: Draft, event: Restore) -> tuple[Reply, str]:
     try:
         done = join_intervals(event.done)
     except ValueError as error:
-        raise No(Code.INVALID_ARGUMENT, f"the checkpoint's intervals overlap: {error}") from None
+        raise No(Code.INVALID_ARGUMENT, f"the checkpoint's intervals can't be: {error}") from None
     if (event.epoch, done) == (job.epoch, job.done):
         return Done(), "that is where it begins"
     if course.world_size:
