@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from penstock.coordinator.events import (
     Code,
     Done,
@@ -22,6 +24,8 @@ from penstock.coordinator.events import (
 )
 from penstock.coordinator.rules import apply, begin
 from penstock.coordinator.state import Caps, Job, Terms, load_records, read_record, write_record
+from penstock.coordinator.wire import convert
+from penstock.errors import ConfigError
 
 TERMS = Terms(lease_ttl_s=10.0, idle_lease_s=60.0)
 
@@ -168,6 +172,33 @@ def test_who_stood_still_itself_gives_nodes_their_whole_time_to_come():
     job.do(Recover(0), after_s=100.0)
     job.do(Tick())
     assert job.register("b").ready
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"world_size": 1 << 32}, "world_size is 4294967296; it is from 1 to 4294967295"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616; it is from 0 to 18446744073709551615"),
+        ({"epoch": (1 << 32) - 1, "epochs": 2}, "epochs is 2; it is from 1 to 1"),
+        ({"samples": 1 << 63, "block_samples": 1 << 62}, "samples is 9223372036854775808"),
+        ({"samples": 1 << 62, "block_samples": (1 << 63) - 1}, "block_samples is 9223372036854775807"),
+        ({"epoch": 1 << 32}, "epoch is 4294967296; it is from 0 to 4294967295"),
+        ({"block_samples": 0}, "block_samples is 0"),
+    ],
+)
+def test_a_job_of_numbers_that_no_message_can_hold_is_refused_before_it_begins(given, words):
+    with pytest.raises(ConfigError, match=words):
+        begin(replace(Job("m" * 64, 20, 10), **given), TERMS)
+
+
+def test_a_job_of_the_largest_numbers_is_told_to_its_nodes():
+    most = Job("m" * 64, 1 << 62, 1 << 62, epoch=(1 << 32) - 1, seed=(1 << 64) - 1)
+    state = begin(most, TERMS).state
+    outcome = apply(state, Register("job", "a", Caps()), 0.0)
+    assert convert.write_registered(outcome.reply).seed == most.seed
+    outcome = apply(outcome.state, RequestLease("job", "a", 1), 0.0)
+    (lease,) = convert.write_granted(outcome.reply, unix_time_ms=0).leases
+    assert (lease.range.start_id, lease.range.end_id, lease.range.epoch) == (0, most.samples, most.epoch)
 
 
 def test_one_checkpoint_may_be_written_in_two_ways():

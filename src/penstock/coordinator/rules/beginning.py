@@ -18,20 +18,24 @@ __all__ = ["MAX_BLOCKS", "check_whole", "restore"]
 MAX_BLOCKS: Final = 10_000_000
 """Most blocks of an epoch: their order is kept in memory, 16 bytes each."""
 
+_MOST_32: Final = 2**32 - 1  # of the protocol's messages
+_MOST_64: Final = 2**64 - 1
+_MOST_SAMPLES: Final = 2**62  # where a block begins, and its length, are added in 64 bits with a sign
+
 
 def check_whole(job: Job) -> None:
     """Raise ConfigError for a job that can't be."""
-    for name, least in (
-        ("samples", 0),
-        ("block_samples", 1),
-        ("epoch", 0),
-        ("epochs", 1),
-        ("world_size", 1),
-        ("seed", 0),
+    for name, least, most in (
+        ("samples", 0, _MOST_SAMPLES),
+        ("block_samples", 1, _MOST_SAMPLES),
+        ("epoch", 0, _MOST_32),
+        ("epochs", 1, _MOST_32 - job.epoch + 1),
+        ("world_size", 1, _MOST_32),
+        ("seed", 0, _MOST_64),
     ):
         value = getattr(job, name)
-        if value < least:
-            raise ConfigError(f"{name} is {value}; it is at least {least}")
+        if not least <= value <= most:
+            raise ConfigError(f"{name} is {value}; it is from {least} to {most}")
     if -(-job.samples // job.block_samples) > MAX_BLOCKS:
         raise ConfigError(
             f"{job.samples} samples in blocks of {job.block_samples} are more than {MAX_BLOCKS}; make them larger"
