@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from penstock.errors import DeadlineExceeded
 from penstock.store import open_store
 
 __all__ = ["coordinator"]
+
+_log = logging.getLogger("penstock.coordinator")
 
 _START_S: Final = 60.0
 _STOP_S: Final = 30.0
@@ -127,6 +130,8 @@ class _Leader:
             asyncio.run(self._serve())
         except BaseException as error:
             self._failure = error
+            if self._ready.is_set():  # whoever began it has gone on
+                _log.error("the coordinator in this process ended: %s", error)
         finally:
             self._ready.set()
 
