@@ -1,6 +1,6 @@
 """Runs a module with clocks that a test can set forward and back: ``python -m tests.jumping_clock FILE MODULE ...``.
 
-What the file holds is added to ``time.monotonic`` and ``time.time``, each time that they are asked.
+What the file holds is added to ``time.monotonic``, the clock of leases and ``time.time`` each time that they are asked.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class JumpingClock:
 def _patch(path: str) -> None:
     with Path(path).open("rb") as file:
         offsets = mmap.mmap(file.fileno(), _OFFSETS.size, prot=mmap.PROT_READ)
-    monotonic, wall_ns = time.monotonic, time.time_ns
-    time.monotonic = lambda: monotonic() + _OFFSETS.unpack(offsets)[0]
+    wall_ns, clock = time.time_ns, time.clock_gettime
+    time.clock_gettime = lambda which: clock(which) + _OFFSETS.unpack(offsets)[0]
+    time.monotonic = lambda: time.clock_gettime(time.CLOCK_MONOTONIC)
     time.time_ns = lambda: wall_ns() + int(_OFFSETS.unpack(offsets)[1] * 1e9)
     time.time = lambda: time.time_ns() / 1e9
 

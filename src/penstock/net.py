@@ -1,4 +1,4 @@
-"""Deadlines, connections made within them, and sockets that only those reach who may."""
+"""Deadlines, what leases are counted by, connections within deadlines, and sockets that only those reach who may."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from typing import Final
 
 from penstock.errors import ConfigError, DeadlineExceeded, PeerUnreachable
 
-__all__ = ["LOOPBACK", "Deadline", "bind", "connect", "is_loopback", "join_address", "split_address"]
+__all__ = ["LOOPBACK", "Deadline", "bind", "connect", "is_loopback", "join_address", "lease_clock", "split_address"]
 
 LOOPBACK: Final = "127.0.0.1"
+
+_WAKING: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _CONNECT_TIMEOUT_S: Final = 1.0  # a host that is there answers in milliseconds
 _CONNECT_TRIES: Final = 3
 _LAST_TRY_S: Final = 0.01
+
+
+def lease_clock() -> float:
+    """Seconds, by a clock that never goes back and goes on while the machine sleeps, where the system has one.
+
+    ``time.monotonic`` stands still then (clock_gettime(2)), so whoever counts by it what is theirs for a while would
+    believe in it when others have it.
+    """
+    return time.clock_gettime(_WAKING)
 
 
 class Deadline:

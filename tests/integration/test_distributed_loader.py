@@ -194,6 +194,23 @@ def test_in_doubt_it_waits_until_the_coordinator_confirms(coordinator, join):
         assert taken == list(range(48))
 
 
+def test_a_machine_that_slept_is_in_doubt_when_it_wakes(coordinator, join, monkeypatch):
+    """As a laptop or virtual machine that was suspended: CLOCK_MONOTONIC stood still, others may have the samples."""
+    shared = coordinator()
+    slept_s, clock = [0.0], time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept_s[0] * (which == time.CLOCK_BOOTTIME))
+    with join(shared) as loader, ThreadPoolExecutor(1) as pool:
+        taken = ids(loader, 2)
+        shared.silent |= {"ReportProgress", "RequestLease", "Heartbeat"}
+        slept_s[0] = 3600.0
+        late = pool.submit(next, loader)
+        with pytest.raises(TimeoutError):
+            late.result(0.3)
+        shared.silent.clear()
+        taken += late.result(10).sample_ids
+        assert taken == list(range(48))
+
+
 @pytest.mark.parametrize("converses", [True, False])
 @pytest.mark.parametrize("call", ["RequestLease", "ReportProgress", "RegisterNode", "LeaveNode"])
 def test_a_lost_answer_loses_and_repeats_nothing(coordinator, join, call, converses):

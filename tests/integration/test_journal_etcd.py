@@ -232,6 +232,16 @@ def test_a_commit_whose_answer_is_lost_counts_once(etcd_server, open_):
         assert after.load() == {"count": "3"}
 
 
+def test_a_leader_whose_machine_slept_isnt_sure_any_more(etcd_server, open_, monkeypatch):
+    slept_s, clock = [0.0], time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept_s[0] * (which == time.CLOCK_BOOTTIME))
+    leader = open_(etcd_server.endpoint)
+    leader.lead(5)
+    assert not leader.lost
+    slept_s[0] = TTL_S
+    assert leader.lost
+
+
 def test_taking_the_lead_when_the_answer_is_lost(etcd_server, open_, monkeypatch):
     call, lost = Gateway.call, []
 

@@ -25,6 +25,7 @@ from penstock.errors import (
     LeaseLost,
     PenstockError,
 )
+from penstock.net import lease_clock
 from penstock.proof import prove
 
 __all__ = ["Holder"]
@@ -153,7 +154,7 @@ class Holder:
             ClosedError: the holder was closed.
         """
         with self._changed:
-            while (answer := self._holding.ask(portion, time.monotonic())) is Answer.IN_DOUBT:
+            while (answer := self._holding.ask(portion, lease_clock())) is Answer.IN_DOUBT:
                 if self._failure is not None:
                     raise self._failure
                 if self._closing:
@@ -317,7 +318,7 @@ class Holder:
         self._due_s["report"] = time.monotonic() + self._report_s
 
     def _tell(self, report: Report) -> None:
-        sent_s = time.monotonic()
+        sent_s = lease_clock()
         job_id, node_id, instance = self._me()
         event = Progress(
             job_id,
@@ -347,7 +348,7 @@ class Holder:
         job_id, node_id, instance = self._me()
         if self._request is None:
             self._requests += 1
-            self._request = (f"{instance}-{self._requests}", time.monotonic())
+            self._request = (f"{instance}-{self._requests}", lease_clock())
         name, asked_s = self._request
         granted = self._client.request(
             RequestLease(job_id, node_id, want, instance, name),

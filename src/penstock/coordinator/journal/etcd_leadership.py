@@ -14,7 +14,7 @@ from penstock.errors import ClosedError, DeadlineExceeded, MetadataError, PeerRe
 from penstock.etcd import Gateway, Message
 from penstock.etcd.messages import entries, from_text, number_in, revision_of
 from penstock.etcd.watching import await_change
-from penstock.net import Deadline
+from penstock.net import Deadline, lease_clock
 
 __all__ = ["Leadership", "leader_at"]
 
@@ -52,7 +52,7 @@ class Leadership:
     @property
     def lost(self) -> bool:
         """See ``Journal.lost``."""
-        return self._ended.is_set() or time.monotonic() >= self._kept_until
+        return self._ended.is_set() or lease_clock() >= self._kept_until
 
     def gain(self, timeout_s: float | None) -> int | None:
         """Lead, once nobody else does. The term, or None when somebody else still leads.
@@ -99,7 +99,7 @@ class Leadership:
         return None
 
     def _take(self) -> int | None:
-        began = time.monotonic()
+        began = lease_clock()
         granted = self._gateway.call(
             "/v3/lease/grant", {"TTL": str(self._ttl_s)}, self._within_ttl("asking for a lease")
         )
@@ -142,7 +142,7 @@ class Leadership:
     def _keep(self, lease_id: str) -> None:
         pause_s = self._ttl_s / 3
         while not self._ended.wait(pause_s):
-            sent = time.monotonic()
+            sent = lease_clock()
             try:
                 answer = self._gateway.call("/v3/lease/keepalive", {"ID": lease_id}, self._within_ttl("staying leader"))
             except ClosedError:
