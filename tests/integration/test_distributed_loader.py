@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from packing import pack_random
 
 import penstock
 from penstock.coordinator.state import Terms
+from penstock.distributed import leased
 from penstock.errors import (
     ClosedError,
     ConfigError,
@@ -209,6 +211,26 @@ def test_a_machine_that_slept_is_in_doubt_when_it_wakes(coordinator, join, monke
         shared.silent.clear()
         taken += late.result(10).sample_ids
         assert taken == list(range(48))
+
+
+def test_a_state_that_another_thread_asks_for_forgets_no_batch(coordinator, join, monkeypatch):
+    looked, went_on = threading.Event(), threading.Event()
+
+    def delivered(hand):
+        if threading.current_thread() is not threading.main_thread():
+            looked.set()
+            went_on.wait(0.3)  # the loop goes on now, or waits until we are done
+        return hand.mine.get("undelivered") is None
+
+    with join(coordinator()) as loader, ThreadPoolExecutor(1) as pool:
+        next(loader)
+        monkeypatch.setattr(leased._Hand, "delivered", property(delivered))
+        state = pool.submit(loader.state_dict)
+        assert looked.wait(10)
+        second = next(loader)
+        went_on.set()
+        state.result(10)
+        assert loader.in_hand.start == second.sample_ids[0]
 
 
 @pytest.mark.parametrize("converses", [True, False])

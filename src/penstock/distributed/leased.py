@@ -118,6 +118,7 @@ class Leased(Loader[T]):
         )
         self._client = self._link.client()
         self._hands: dict[int, _Hand] = {}  # by thread
+        self._settling = threading.Lock()  # a thread's next batch isn't put in place of one that another settles
         self._polling = _Polling()
         self._by_hand = False
         self._epoch = 0
@@ -196,11 +197,11 @@ class Leased(Loader[T]):
         """What these threads have is done, unless they say so themselves."""
         if self._by_hand:
             return
-        for thread in threads:
-            hand = self._hands.get(thread)
-            if hand is not None and hand.delivered:
-                del self._hands[thread]
-                self._holder.take(hand.portion)
+        with self._settling:
+            delivered = [thread for thread in threads if (hand := self._hands.get(thread)) and hand.delivered]
+            settled = [self._hands.pop(thread) for thread in delivered]
+        for hand in settled:
+            self._holder.take(hand.portion)
 
     @property
     def _once_more(self) -> str:
@@ -333,7 +334,8 @@ class Leased(Loader[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._hands.clear()  # what was being worked on isn't done: others get it
+            with self._settling:
+                self._hands.clear()  # what was being worked on isn't done: others get it
         self.close()
 
     def _end(self) -> None:
