@@ -131,9 +131,17 @@ def split_address(address: str, *, name: str = "addr") -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not (colon and bare and port.isdecimal() and int(port) < 1 << 16) or (":" in bare and bare == host):
+    if not (colon and _is_host(bare) and port.isdecimal() and int(port) < 1 << 16) or (":" in bare and bare == host):
         raise ConfigError(f"{name} {address!r} isn't host:port; give e.g. 127.0.0.1:50051, or [::1]:50051")
     return bare, int(port)
+
+
+def _is_host(name: str) -> bool:
+    """Whether it may be looked up: what can't be makes ``socket`` raise UnicodeError, which isn't an OSError."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def join_address(host: str, port: int) -> str:

@@ -8,7 +8,7 @@ from penstock.coordinator.client import addresses_of
 from penstock.errors import ConfigError
 from penstock.net import join_address, split_address
 
-_NONE = ["", "localhost", "10.0.0.2", ":1", "host:", "host:x", "host:70000", "::1:1", "[]:1"]
+_NONE = ["", "localhost", "10.0.0.2", ":1", "host:", "host:x", "host:70000", "::1:1", "[]:1", f"{'a' * 64}:1", "a..b:1"]
 
 
 @pytest.mark.parametrize(("text", "parts"), [("[::1]:50051", ("::1", 50051)), ("a.b:0", ("a.b", 0))])

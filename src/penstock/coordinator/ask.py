@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from penstock.coordinator.credentials import Credentials
 from penstock.coordinator.snapshot import FORMAT, Snapshot
 from penstock.errors import ConfigError, CoordinatorRefused, CoordinatorUnreachable
+from penstock.net import join_address, split_address
 
 __all__ = ["ask_for_snapshot"]
 
@@ -50,8 +51,8 @@ def _parts(url: str) -> tuple[str, int, bool]:
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme in ("http", "https") and parts.hostname and parts.port:
-            return parts.hostname, parts.port, parts.scheme == "https"
-    except ValueError:
+            return *split_address(join_address(parts.hostname, parts.port)), parts.scheme == "https"
+    except ValueError:  # ConfigError is one
         pass
     raise ConfigError(f"the coordinator's URL is {url!r}; give http://host:port, or https:// with TLS")
 
