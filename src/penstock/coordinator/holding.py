@@ -67,7 +67,6 @@ class _Held:
     out: dict[int, _Out] = field(default_factory=dict)  # handed out and not behind the cursor, by first sample
     samples: int = 0  # done, and not told yet
     payload_bytes: int = 0
-    told: int = -1  # the cursor that the coordinator confirmed
 
     @property
     def complete(self) -> bool:
@@ -91,9 +90,6 @@ class Holding:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._held
 
     def grant(self, leases: Iterable[GrantedLease], asked_s: float) -> list[tuple[int, GrantedLease]]:
         """Hold these, which were asked for at ``asked_s``; those that are new, by number. A lease is taken once."""
@@ -139,12 +135,11 @@ class Holding:
         held = self._held.get(number)
         return None if held is None else Portion(number, start, end, held.lease.fence, held.lease.epoch)
 
-    def reports(self, *, news_only: bool = False) -> list[Report]:
-        """One for each lease, which renews it; or for those with a cursor that wasn't told yet."""
+    def reports(self) -> list[Report]:
+        """One for each lease, which renews it."""
         return [
             Report(number, held.lease.lease_id, held.lease.fence, held.cursor, held.samples, held.payload_bytes)
             for number, held in self._held.items()
-            if not news_only or held.cursor > max(held.told, held.lease.cursor)
         ]
 
     def confirm(self, report: Report, sent_s: float) -> None:
@@ -152,7 +147,6 @@ class Holding:
         held = self._held.get(report.lease)
         if held is None:
             return
-        held.told = report.cursor
         held.samples -= report.samples
         held.payload_bytes -= report.payload_bytes
         held.until_s = max(held.until_s, sent_s + _safe(held.lease.ttl_s))
