@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 from penstock.coordinator.audit import audit
@@ -142,6 +141,7 @@ class Seat:
 
         Raises:
             CoordinatorError: the journal is damaged, or of another job.
+            ConfigError: there can't be such a job, or the journal holds another one under the same name.
         """
         self._ended.clear()
         try:
@@ -327,11 +327,10 @@ def _settle(future: asyncio.Future[Reply], result: Reply | BaseException) -> Non
 
 def _check_same(kept: Job, wanted: Job) -> None:
     """That the journal's job is the one that was asked for; a checkpoint may have moved its beginning."""
-    same = replace(wanted, epoch=kept.epoch, epochs=kept.epochs, done=kept.done)
     differ = [
         f"{name} is {getattr(kept, name)}, not {getattr(wanted, name)}"
         for name in ("manifest_hash", "samples", "block_samples", "shuffle", "seed", "world_size")
-        if getattr(kept, name) != getattr(same, name)
+        if getattr(kept, name) != getattr(wanted, name)
     ]
     if (kept.epoch + kept.epochs, kept.epoch < wanted.epoch) != (wanted.epoch + wanted.epochs, False):
         differ.append(f"its epochs end before {kept.epoch + kept.epochs}, not before {wanted.epoch + wanted.epochs}")
