@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,14 @@ def test_in_doubt_it_waits_until_the_coordinator_confirms(coordinator, join):
         shared.silent.clear()
         taken += late.result(10).sample_ids
         assert taken == list(range(48))
+
+
+def test_a_lease_that_lasts_shorter_than_was_said_at_first_is_reported_in_time(coordinator, join):
+    shared = coordinator(terms=Terms(lease_ttl_s=60.0))
+    with join(shared, progress_interval_ms=60_000) as loader:
+        shared.state = replace(shared.state, terms=Terms(lease_ttl_s=0.4))  # a coordinator with other options leads
+        next(loader)
+        wait_until(lambda: shared.calls["ReportProgress"] >= 3, within_s=5)
 
 
 def test_a_machine_that_slept_is_in_doubt_when_it_wakes(coordinator, join, monkeypatch):

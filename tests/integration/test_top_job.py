@@ -114,7 +114,9 @@ def test_the_token_comes_from_the_environment(capsys, monkeypatch):
         assert capsys.readouterr().out.startswith("gathering, 0.0 %, 0 of 1,000 samples, 0 of 2 nodes")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ftp://a:1", "http://a", "http://a:99999", "http://[::1", "", "http://a..b:1"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "ftp://a:1", "http://a", "http://a:99999", "http://[::1", "", "http://a..b:1"]
+)
 def test_what_is_no_url(url):
     with pytest.raises(ConfigError, match=r"give http://host:port"):
         ask_for_snapshot(url)

@@ -158,6 +158,25 @@ def test_a_tick_finds_who_is_late_on_time_though_it_looks_only_when_somebody_can
     assert not job.state.queues[1].open and job.state.queues[0].open  # who is back has its blocks to itself
 
 
+def test_a_lease_lasts_as_long_as_its_holder_was_told_whatever_the_next_leaders_terms():
+    job = Shell(samples=30)
+    job.register()
+    (old,) = job.ask()
+    job.reload()
+    job.state = replace(job.state, terms=replace(TERMS, lease_ttl_s=2.0))  # started again with other options
+    job.do(Recover(5))
+    (new,) = job.ask()
+    assert (old.ttl_s, new.ttl_s) == (10.0, 2.0)
+    job.do(Tick(), after_s=1.0)
+    job.do(Tick(), after_s=1.1)
+    assert set(job.state.leases) == {old.lease_id}, "its holder may believe in it for 10 s"
+    assert isinstance(job.report(old, old.start + 1, after_s=7.0), Done)
+    job.do(Tick(), after_s=9.9)
+    assert set(job.state.leases) == {old.lease_id}
+    job.do(Tick(), after_s=0.1)
+    assert not job.state.leases
+
+
 def test_ranks_are_places_among_those_who_came_and_final_when_the_job_begins():
     job = Shell(world_size=3)
     assert [job.register(node).rank for node in ("b", "c", "b", "a", "b")] == [0, 1, 0, 0, 1]

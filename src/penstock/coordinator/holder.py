@@ -356,6 +356,9 @@ class Holder:
             within_s=0,
         )
         self._request = None
+        for lease in granted.leases:  # another coordinator, with other terms, may lead since we registered
+            self._report_s = min(self._report_s, lease.ttl_s / 4)
+        self._due_s["report"] = min(self._due_s["report"], time.monotonic() + self._report_s)
         with self._changed:
             self._fresh += self._holding.grant(granted.leases, asked_s)
             self._drained = granted.drained

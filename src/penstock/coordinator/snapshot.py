@@ -213,7 +213,7 @@ def _lease(state: State, lease_id: str, lease: Lease, now: float) -> Snapshot:
         "end": lease.end,
         "cursor": lease.cursor,
         "fence": lease.fence,
-        "ends_in_s": _s(held.renewed_s + state.terms.lease_ttl_s - now),
+        "ends_in_s": _s(state.ends_s(lease_id, held) - now),
         "still_s": _s(now - held.moved_s),
     }
 

@@ -82,7 +82,8 @@ class Terms:
     """How long things may take; another coordinator of the same job may have others.
 
     Attributes:
-        lease_ttl_s: a lease whose holder isn't heard of for so long ends. So does a node's claim to its queue.
+        lease_ttl_s: a lease whose holder isn't heard of for so long ends; those that are granted from now on. So does a
+            node's claim to its queue.
         heartbeat_interval_s: how often nodes are to say that they live.
         idle_lease_s: a lease whose cursor doesn't move for so long ends, although its holder reports.
         barrier_timeout_s: how long the first node waits for the others, until the job fails or begins with fewer; None
@@ -189,6 +190,7 @@ class Lease:
         cursor: all before it are done.
         fence: grows from lease to lease: of two that ever held a sample, the later one's is larger.
         epoch: of the job.
+        ttl_s: how long it lasts without a report, as its holder was told; 0 = not written down, so as the terms say.
     """
 
     node_id: str
@@ -197,6 +199,7 @@ class Lease:
     cursor: int
     fence: int
     epoch: int
+    ttl_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,10 @@ class State:
         job, epoch = self.job, self.course.epoch
         done = job.done if epoch == job.epoch else ()
         return BlockPlan(job.samples, job.block_samples, job.shuffle, job.seed, epoch, done)
+
+    def ends_s(self, lease_id: str, held: Held) -> float:
+        """When a lease ends unless it is reported; another leader's terms may have been others when it was granted."""
+        return held.renewed_s + (self.leases[lease_id].ttl_s or self.terms.lease_ttl_s)
 
     def rank_of(self, node_id: str) -> int:
         """A node's place among those that are there; final once the job has begun."""

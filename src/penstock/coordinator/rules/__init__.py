@@ -8,7 +8,7 @@ What always holds, whatever happens in whatever order:
 
 - each sample of the epoch is in exactly one place: done, in a lease, in a queue, or spare;
 - a cursor never goes back, and only its holder moves it, with the fence of its lease;
-- a lease ends when all of it is done, when its holder leaves, or when ``lease_ttl_s`` have passed since a report of it
+- a lease ends when all of it is done, when its holder leaves, or when its ``ttl_s`` have passed since a report of it
   was last accepted; what is left of it is the next to be granted;
 - a report isn't accepted any more when the cursor stands still for ``idle_lease_s``, or when its holder's place was
   taken by another process. Neither ends a lease at once, for its holder may believe in it until the ttl has passed;

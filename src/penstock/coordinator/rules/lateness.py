@@ -22,14 +22,14 @@ def tick(draft: Draft, now: float) -> tuple[Reply, str]:
     if now < draft.state.due_s:
         return Done(), "nothing is late"
     ttl_s = draft.state.terms.lease_ttl_s
-    late = [lease_id for lease_id, held in draft.state.held.items() if held.renewed_s + ttl_s <= now]
+    late = [lease_id for lease_id, held in draft.state.held.items() if draft.state.ends_s(lease_id, held) <= now]
     expired = end_leases(draft, late, "no report of it was accepted")
     # Sorted: a Map's own order is another one in each process.
     silent = sorted(node_id for node_id, pulse in draft.state.pulses.items() if pulse.heard_s + ttl_s <= now)
     released = sum(open_queue(draft, draft.state.nodes[node_id].rank) for node_id in silent)
-    heard = [held.renewed_s for held in draft.state.held.values()]
-    heard += [pulse.heard_s for pulse in draft.state.pulses.values() if pulse.heard_s + ttl_s > now]
-    draft.due(min(heard, default=now) + ttl_s)  # what is heard from now on is due later than that
+    ends = [draft.state.ends_s(lease_id, held) for lease_id, held in draft.state.held.items()]
+    ends += [pulse.heard_s + ttl_s for pulse in draft.state.pulses.values() if pulse.heard_s + ttl_s > now]
+    draft.due(min([now + ttl_s, *ends]))  # what is heard or granted from now on is due later than that
     if not (expired or released):
         return Done(), "nothing is late"
     return Done(), f"{expired} leases expired, {released} blocks of silent nodes go to whoever asks"

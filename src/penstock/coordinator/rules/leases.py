@@ -69,7 +69,8 @@ def _steal(draft: Draft) -> SampleRange:
 def _grant(draft: Draft, node_id: str, samples: SampleRange, now: float) -> str:
     course = draft.course(issued=draft.state.course.issued + 1, fence=draft.state.course.fence + 1)
     lease_id = f"lease-{course.issued - 1}"
-    draft.lease(lease_id, Lease(node_id, samples.start, samples.end, samples.start, course.fence, course.epoch))
+    ttl_s = draft.state.terms.lease_ttl_s
+    draft.lease(lease_id, Lease(node_id, samples.start, samples.end, samples.start, course.fence, course.epoch, ttl_s))
     draft.hold(lease_id, Held(now, now))
     draft.note("lease_granted", lease=lease_id, node=node_id, start=samples.start, end=samples.end, epoch=course.epoch)
     return lease_id
@@ -86,7 +87,7 @@ def _granted(state: State, lease_ids: tuple[str, ...]) -> Granted:
             lease.epoch,
             state.job.seed,
             lease.fence,
-            state.terms.lease_ttl_s,
+            lease.ttl_s or state.terms.lease_ttl_s,
         )
 
     leases = tuple(told(lease_id, state.leases[lease_id]) for lease_id in lease_ids)
