@@ -91,8 +91,8 @@ def coordinator(
         dataset_base=found.base,
         checkpoint=None if resume is None else read_checkpoint(resume, job),
     )
-    leader.start()
     try:
+        leader.start()
         yield f"http://{leader.addr}"
     finally:
         leader.stop()
@@ -112,10 +112,9 @@ class _Leader:
         self.addr = ""
 
     def start(self) -> None:
-        """Until it leads."""
+        """Until it leads; ``stop`` ends it, also after an error, or Ctrl-C."""
         self._thread.start()
         if not self._ready.wait(_START_S):
-            self.stop()
             raise DeadlineExceeded(f"the coordinator doesn't lead after {_START_S:g} s: somebody else has its journal")
         if self._failure is not None:
             raise self._failure
