@@ -372,6 +372,7 @@ def test_an_entry_that_somebody_took_away_is_told(etcd_server, etcd_namespace, o
     ("where", "what"),
     [("head", b"{}"), ("head", b"\xff"), ("head", b'{"format":2,"first":1,"last":1,"term":1}')]
     + [("head", b'{"format":1,"first":"x","last":1,"term":1}')]
+    + [(f"entry/{1:016d}/of/others", b"")]
     + [(f"entry/{1:016d}/{0:06d}", what) for what in (b"", b"\xff", b"x\x9c\x03\x00\x00\x00\x00\x01")],
 )
 def test_what_isnt_a_journal_is_told(etcd_server, etcd_namespace, open_, where, what):

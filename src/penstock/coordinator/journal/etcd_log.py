@@ -85,8 +85,17 @@ class Keys:
         return as_text(encoded(f"{self._root}/entry0"))
 
     def number_of(self, key: bytes) -> int:
-        """Whose part a key is."""
-        return int(key.rsplit(b"/", 2)[1])
+        """Whose part a key is.
+
+        Raises:
+            CoordinatorError: somebody else put it there.
+        """
+        try:
+            return int(key.rsplit(b"/", 2)[1])
+        except ValueError:
+            raise CoordinatorError(
+                f"the journal {self} in etcd is damaged: {key!r} lies in it, which no coordinator wrote; remove that"
+            ) from None
 
 
 def pack(changes: Mapping[str, str | None]) -> list[bytes]:
