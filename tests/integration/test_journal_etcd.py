@@ -232,6 +232,16 @@ def test_a_commit_whose_answer_is_lost_counts_once(etcd_server, open_):
         assert after.load() == {"count": "3"}
 
 
+def test_a_leader_whose_key_somebody_took_away_knows_it(etcd_server, etcd_namespace, open_):
+    """Its lease goes on, and a report that moves nothing would be answered though somebody else leads."""
+    leader, other = open_(etcd_server.endpoint), open_(etcd_server.endpoint, "b:2")
+    leader.lead(5)
+    etcd_server.call("/v3/kv/deleterange", key=text_of(f"{etcd_namespace}job/leader".encode()))
+    assert other.lead(5) is not None
+    wait_until(lambda: leader.lost)
+    assert not other.lost
+
+
 def test_a_leader_whose_machine_slept_isnt_sure_any_more(etcd_server, open_, monkeypatch):
     slept_s, clock = [0.0], time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept_s[0] * (which == time.CLOCK_BOOTTIME))

@@ -144,18 +144,27 @@ class Leadership:
         while not self._ended.wait(pause_s):
             sent = lease_clock()
             try:
-                answer = self._gateway.call("/v3/lease/keepalive", {"ID": lease_id}, self._within_ttl("staying leader"))
+                lives = self._renewed(lease_id)
             except ClosedError:
                 return
             except PenstockError as error:
                 _log.warning("etcd doesn't renew our lease: %s", error)
                 pause_s = _PAUSE_S
                 continue
-            result = answer.get("result")
-            if not isinstance(result, dict) or not int(result.get("TTL", 0)) > 0:
+            if not lives:
                 self._ended.set()
                 return
             self._kept_until, pause_s = sent + self._ttl_s, self._ttl_s / 3
+
+    def _renewed(self, lease_id: str) -> bool:
+        """Whether the lease goes on, and the key is there by it: who takes only that away makes somebody else lead."""
+        within_ttl = self._within_ttl("staying leader")
+        answer = self._gateway.call("/v3/lease/keepalive", {"ID": lease_id}, within_ttl)
+        result = answer.get("result")
+        if not isinstance(result, dict) or not int(result.get("TTL", 0)) > 0:
+            return False
+        found = entries(self._gateway.call("/v3/kv/range", {"key": self._key}, within_ttl), "kvs")
+        return bool(found) and str(found[0].get("lease")) == lease_id
 
 
 def leader_at(answer: Message) -> str | None:
