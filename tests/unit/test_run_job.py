@@ -34,9 +34,9 @@ SAMPLES = 23
 class SmallJob:
     """The rules, without a server."""
 
-    def __init__(self, fence: int = 0, nodes: int = 1) -> None:
+    def __init__(self, fence: int = 0, nodes: int = 1, epochs: int = 1) -> None:
         self.now = 0.0
-        self.state = begin(Job("m" * 64, SAMPLES, 8, world_size=nodes), Terms(), fence=fence).state
+        self.state = begin(Job("m" * 64, SAMPLES, 8, world_size=nodes, epochs=epochs), Terms(), fence=fence).state
         self.do(Recover(1))
 
     def do(self, event: Any) -> Any:
@@ -165,6 +165,14 @@ def test_a_job_that_is_run_again_replaces_what_was_there_once_it_is_whole(tmp_pa
     assert all(name.endswith(".jsonl") for name in names(tmp_path))
 
 
+def test_a_job_of_fewer_epochs_replaces_all_of_an_earlier_one(tmp_path):
+    run_job(SmallLoader(SmallJob(fence=100, epochs=2)), lambda batch: "old\n" * len(batch), out=tmp_path)
+    assert json.loads((tmp_path / SUCCESS).read_text())["epochs"] == [0, 1]
+    run_job(SmallLoader(SmallJob(fence=200)), identities, out=tmp_path)
+    assert lines(tmp_path) == list(range(SAMPLES))
+    assert all(name.endswith(".jsonl") for name in names(tmp_path))
+
+
 def test_an_earlier_job_with_larger_fences_is_told(tmp_path):
     run_job(SmallLoader(SmallJob(fence=200)), identities, out=tmp_path)
     with pytest.raises(DataError, match="another job whose fences are larger"):
@@ -187,6 +195,7 @@ def test_output_that_is_not_whole_is_told_and_nothing_is_removed(tmp_path):
     ("parts", "message"),
     [
         ([Part(0, 0, 21, 3), Part(0, 21, 25, 9)], "of other samples"),
+        ([Part(0, 0, SAMPLES, 9), Part(0, SAMPLES + 2, 30, 3)], "of other samples"),  # of a larger dataset
         ([Part(0, 0, SAMPLES, 2), Part(0, 1, 2, 2)], "there twice"),
     ],
 )

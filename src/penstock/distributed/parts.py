@@ -2,12 +2,14 @@
 
 A part is what came of samples ``[start, end)`` under one lease. It is written before the lease's cursor moves behind
 it, and whoever gets these samples after that lease has a larger fence. So of all parts that hold a sample, the one
-whose fence is largest is the one whose cursor was accepted: after that nobody was given the sample again.
+whose fence is largest is the one whose cursor was accepted: after that nobody was given the sample again. Fences grow
+from epoch to epoch of a job as well, so what lies behind a part of an earlier epoch is an earlier job's.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -53,20 +55,22 @@ def read_part(key: str) -> Part | None:
 
 
 def standing(parts: Iterable[Part]) -> list[Part]:
-    """Those that count: the ones that no part of a larger fence overlaps; by epoch, then by sample.
+    """Those that count: no part of a larger fence overlaps them, or is of an earlier epoch; by epoch, then by sample.
 
     Parts of one fence never overlap, unless they are the same one.
     """
     counted: list[Part] = []
     covered: dict[int, _Cover] = {}
+    last = math.inf  # epoch that what has a smaller fence may be of
     above: list[Part] = []  # those of the fence at hand: they cover only what has a smaller one
     for part in sorted(set(parts), key=lambda each: -each.fence):
         if above and above[0].fence != part.fence:
             for each in above:
                 covered.setdefault(each.epoch, _Cover()).add(each.start, each.end)
+            last = min(last, *(each.epoch for each in above))
             above = []
         above.append(part)
-        if not covered.setdefault(part.epoch, _Cover()).touches(part.start, part.end):
+        if part.epoch <= last and not covered.setdefault(part.epoch, _Cover()).touches(part.start, part.end):
             counted.append(part)
     return sorted(counted)
 
@@ -75,8 +79,8 @@ def gaps(parts: Iterable[Part], samples: int) -> list[tuple[int, int]]:
     """Samples of ``[0, samples)`` that are in none of these parts, all of one epoch: half-open, ascending."""
     left, at = [], 0
     for part in sorted(parts):
-        if at < part.start:
-            left.append((at, part.start))
+        if at < min(part.start, samples):
+            left.append((at, min(part.start, samples)))
         at = max(at, part.end)
     if at < samples:
         left.append((at, samples))
