@@ -279,3 +279,28 @@ def test_addresses_of_journals(tmp_path):
             open_journal(url, job_id="job", address="a:1")
     with pytest.raises(ConfigError, match="job_id"):
         open_journal("memory:", job_id="", address="a:1")
+
+
+def test_what_is_no_file_keeps_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null, whose place a journal took
+    for url in (f"file:{tmp_path / 'pipe'}", str(tmp_path / "pipe")):
+        with pytest.raises(ConfigError, match="memory: to keep nothing"):
+            open_journal(url, job_id="job", address="a:1")
+    with pytest.raises(ConfigError, match="folder"):
+        opened(tmp_path)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_leads_to_the_one_file_that_it_means(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "journal")
+    through = opened(tmp_path / "link")
+    assert through.lead(0) is not None
+    through.commit({"by": "link"})
+    assert (tmp_path / "link").is_symlink()
+    other = opened(tmp_path / "disk" / "journal", "b:1")
+    assert other.lead(0) is None and other.leader() == "a:1"
+    through.close()
+    assert other.lead(0) is not None
+    assert other.load() == {"by": "link"}
+    other.close()

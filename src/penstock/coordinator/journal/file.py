@@ -15,7 +15,7 @@ from typing import Final
 from penstock.coordinator.journal.base import apply_changes
 from penstock.coordinator.journal.lines import Head, Read, read_journal
 from penstock.coordinator.journal.log_file import LogFile, leader_in, locked
-from penstock.errors import ClosedError, CoordinatorError, JournalUnavailable, NotLeader
+from penstock.errors import ClosedError, ConfigError, CoordinatorError, JournalUnavailable, NotLeader
 
 __all__ = ["FileJournal"]
 
@@ -34,15 +34,18 @@ class FileJournal:
     of one machine, not on every network file system.
 
     Args:
-        path: of the file; its folder is made.
+        path: of the file; its folder is made. A link leads to the file that is meant, which keeps its place.
         job_id: whose records they are. A file of another job is refused.
         address: of this coordinator, for those that follow it.
         compact_bytes: how long the file may become before it is written anew, where that is more than four times what
             it began with.
+
+    Raises:
+        ConfigError: something else than a file is there.
     """
 
     def __init__(self, path: str | Path, *, job_id: str, address: str, compact_bytes: int = _COMPACT_BYTES) -> None:
-        self._path = Path(path)
+        self._path = _file_at(Path(path))
         self._job_id = job_id
         self._address = address
         self._compact_bytes = compact_bytes
@@ -178,3 +181,18 @@ class FileJournal:
         log, self._log = self._log, None
         if log is not None:
             log.close()
+
+
+def _file_at(path: Path) -> Path:
+    """The file that is meant: of a link the one that it leads to, as a new file would take the link's place."""
+    try:
+        path = path.resolve()
+        other = path.exists() and not path.is_file()
+    except (OSError, RuntimeError):  # which whoever wants to lead is told
+        return path
+    if other:
+        raise ConfigError(
+            f"the journal {path} is a folder or a device, and a journal would take its place; give a file, or "
+            "memory: to keep nothing"
+        )
+    return path
