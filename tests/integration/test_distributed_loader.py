@@ -484,6 +484,26 @@ def test_run_job_writes_each_sample_once(coordinator, join, tmp_path):
     assert written == list(range(SAMPLES))
 
 
+def test_run_job_refuses_a_loader_that_has_a_batch_which_nobody_can_finish(coordinator, join, tmp_path):
+    shared, out = coordinator(), tmp_path / "out"
+
+    def fails(batch):
+        raise ZeroDivisionError
+
+    with join(shared) as loader:
+        next(loader)
+        with pytest.raises(ConfigError, match="1 batches of this loader were taken before"):
+            penstock.run_job(loader, list, out=out)
+    with join(shared) as loader:
+        with pytest.raises(ZeroDivisionError):
+            penstock.run_job(loader, fails, out=out)
+        raised = loader.in_hand
+        with pytest.raises(ConfigError, match=rf"samples {raised.start} to {raised.end - 1}, .* aren't done"):
+            penstock.run_job(loader, lambda batch: batch.sample_ids, out=out)  # would wait ten minutes for itself
+    with join(shared) as loader:
+        assert min(ids(loader)) == raised.start
+
+
 def test_several_threads_share_a_loader(coordinator, join):
     shared = coordinator(block_samples=400)
     with join(shared, want=2, prefetch_batches=4) as loader, ThreadPoolExecutor(4) as pool:

@@ -255,9 +255,21 @@ def test_tables_become_parquet(tmp_path):
     assert ids == list(range(SAMPLES))
 
 
+DEEP: list[Any] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
-    [(None, "returned NoneType"), ([1], "1 values for 3 samples"), ([b"", 1, 2], "JSON"), ([float("nan")] * 3, "JSON")],
+    [
+        (None, "returned NoneType"),
+        ([1], "1 values for 3 samples"),
+        ([b"", 1, 2], "JSON"),
+        ([float("nan")] * 3, "JSON"),
+        ([DEEP] * 3, "JSON"),
+        ("a\ud800", "UTF-8 can't hold .*, at 1"),
+    ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_counts(tmp_path, result, message):
     job = SmallJob()

@@ -123,7 +123,8 @@ def run_job(loader: SharedLoader[Batch], fn: Callable[[Batch], Result], *, out: 
         Where the output is.
 
     Raises:
-        ConfigError: ``fn`` returned what can't be written, or not one value for each sample.
+        ConfigError: ``fn`` returned what can't be written, or not one value for each sample; or batches were taken of
+            the loader before, or a batch of it wasn't done, as ``fn`` raised: give it another loader.
         DataError: parts are missing, or those of another job are in the way.
         StoreError: a part can't be written.
         PenstockError: what the loader raises. And whatever ``fn`` does; the batch isn't done then, and goes to others.
@@ -233,7 +234,7 @@ def _encoded(result: Result, samples: int) -> tuple[bytes, str]:
     if isinstance(result, bytes | bytearray | memoryview):
         return bytes(result), ".bin"
     if isinstance(result, str):
-        return result.encode(), ".txt"
+        return _utf8(result), ".txt"
     if isinstance(result, list | tuple):
         return _lines(result, samples), ".jsonl"
     if type(result).__module__.partition(".")[0] == "pyarrow" and type(result).__name__ == "Table":
@@ -244,6 +245,16 @@ def _encoded(result: Result, samples: int) -> tuple[bytes, str]:
     )
 
 
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"run_job: fn returned a str that UTF-8 can't hold ({error.reason}, at {error.start}); give bytes, or leave "
+            "lone surrogates out"
+        ) from error
+
+
 def _lines(values: Sequence[Any], samples: int) -> bytes:
     if len(values) != samples:
         raise ConfigError(
@@ -251,7 +262,7 @@ def _lines(values: Sequence[Any], samples: int) -> bytes:
         )
     try:
         return "".join(f"{json.dumps(value, allow_nan=False)}\n" for value in values).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"run_job: fn returned a value that JSON can't hold: {error}; give plain Python values (of NumPy's and "
             "torch's, .tolist()), bytes or a table"

@@ -165,6 +165,8 @@ class Leased(Loader[T]):
     def _peek(self) -> Delivery[T]:
         me = threading.get_ident()
         self._settle(me)
+        if self._by_hand:
+            self._refuse_beside_undone()
         while True:
             if self._polling.on:
                 self._require_promise()
@@ -179,6 +181,14 @@ class Leased(Loader[T]):
                 return delivery
             mine.undelivered = None  # its lease is somebody else's: what it holds is never handed out
             del delivery
+
+    def _refuse_beside_undone(self) -> None:
+        if (portion := self.in_hand) is not None:  # its lease would never end: this loop would wait for itself
+            raise ConfigError(
+                f"samples {portion.start} to {portion.end - 1}, which this loop was given last, aren't done: what was "
+                "to come of them raised, or took another batch itself. Close this loader, so that they are given out "
+                "again, and go on with another one"
+            )
 
     def _require_promise(self) -> None:
         while not self._pipeline.promising:
@@ -253,7 +263,16 @@ class Leased(Loader[T]):
         return int(self._client.checkpoint()["samples"])
 
     def count_by_hand(self) -> None:
-        """From now on a batch counts as done only when ``done()`` says so; see ``penstock.run_job``."""
+        """From now on a batch counts as done only when ``done()`` says so; see ``penstock.run_job``.
+
+        Raises:
+            ConfigError: batches were taken before, of which nobody could say so.
+        """
+        if not self._by_hand and self.delivered_batches:
+            raise ConfigError(
+                f"{self.delivered_batches} batches of this loader were taken before, so nothing would come of them; "
+                "give run_job a loader that nothing was taken of"
+            )
         self._by_hand = True
         _ = self.sample_count  # while there is somebody to ask
 
