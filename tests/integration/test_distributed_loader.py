@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -482,6 +484,29 @@ def test_run_job_writes_each_sample_once(coordinator, join, tmp_path):
     assert parts == also
     written = [int(line) for part in parts for line in (tmp_path / "out" / part).read_text().splitlines()]
     assert written == list(range(SAMPLES))
+
+
+FORKED = """
+import os, signal, sys, penstock
+with penstock.DistributedDataLoader(
+    coord_url=sys.argv[1], job_id="job", node_id="node", batch_size_samples=16, manifest_store_root=sys.argv[2]
+) as loader:
+    next(loader)
+    if (child := os.fork()) == 0:
+        signal.alarm(10)  # for a child that hangs
+        loader.close()
+        sys.exit(7)  # by the block's end, and the interpreter's
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(sum(len(batch.sample_ids) for batch in loader), loader.stats()["leases_lost_total"])
+"""
+
+
+def test_a_forked_child_leaves_the_job_to_its_parent(coordinator, tmp_path):
+    shared = coordinator()
+    command = [sys.executable, "-c", FORKED, shared.url, str(tmp_path / "own")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"7\n{SAMPLES - 16} 0\n"), done.stderr
+    assert shared.calls["LeaveNode"] == 1
 
 
 def test_run_job_refuses_a_loader_that_has_a_batch_which_nobody_can_finish(coordinator, join, tmp_path):

@@ -6,6 +6,7 @@ what the coordinator says.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ class Holder:
         report_interval_s: float,
         stats: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        self._owner_pid = os.getpid()
         self._client = client
         self._member = member
         self._want = want
@@ -167,6 +169,8 @@ class Holder:
 
     def take(self, portion: Portion) -> None:
         """The consumer is done with what was handed out."""
+        if self._forked:
+            return
         with self._changed:
             if self._holding.take(portion):
                 self._hurry()
@@ -210,7 +214,9 @@ class Holder:
             self._changed.release()
 
     def close(self) -> None:
-        """Report, leave the job, and end the thread. Safe twice."""
+        """Report, leave the job, and end the thread. Safe twice; a forked child leaves all of it to its parent."""
+        if self._forked:
+            return
         with self._changed:
             first, self._closing, self._cancelled = not self._closing, True, True
             self._changed.notify_all()
@@ -224,6 +230,10 @@ class Holder:
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
         self._client.close()
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._owner_pid
 
     def _me(self) -> tuple[str, str, str]:
         return self._member.job_id, self._member.node_id, self._member.instance
