@@ -253,6 +253,13 @@ def test_bad_options_are_refused_with_what_to_do(capsys, tmp_path, monkeypatch):
     refused(capsys, "take --tls-cert", some, f"--tls-client-ca={tmp_path}")
     refused(capsys, "can't be read", some, f"--tls-cert={tmp_path / 'none.pem'}")
     refused(capsys, "make them larger", "--dev-total-samples=100000000", "--dev-block-size=1")
+    refused(capsys, "block_samples is 10000000000000000000; it is from", some, "--dev-block-size=10000000000000000000")
+    refused(capsys, "epochs is 2; it is from 1 to 1", some, "--epoch=4294967295", "--epochs=2")
+    refused(capsys, "world-size", some, f"--world-size={2**32}")
+    refused(capsys, "grpc-max-message-bytes", some, f"--grpc-max-message-bytes={2**31}")
+    refused(capsys, "at most 256 characters", some, f"--job-id={'x' * 257}")
+    refused(capsys, "announce 'garbage' isn't host:port", some, "--announce=garbage")
+    refused(capsys, "--min-world-size=1 would never count", some, "--min-world-size=1", "--world-size=2")
     refused(capsys, "manifest not found", f"--manifest-hash={'0' * 64}", f"--manifest-store-root={tmp_path}")
     refused(capsys, "can't be read", some, f"--resume={tmp_path / 'none.json'}")
     token = tmp_path / "token.json"

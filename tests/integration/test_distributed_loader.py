@@ -410,6 +410,7 @@ def test_the_manifest_is_fetched_once(coordinator, join):
         {"shuffle": True},
         {"start_id": 1, "end_id": 2},
         {"want": 0},
+        {"grpc_max_message_bytes": "2GiB"},
         {"node_id": " "},
         {"job_id": ""},
         {"job_id": "\ud800"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["coordinator"]
 
+_MOST_31: Final = 2**31 - 1  # of what gRPC counts
 _MOST_32: Final = 2**32 - 1
 _LEAST_TTL_MS: Final = 50
 _LOOK_S: Final = 0.05
@@ -38,7 +39,7 @@ def coordinator(
     *,
     addr: Annotated[str | None, typer.Option(help="host:port to listen on; port 0 = any free one.")] = None,
     dataset_link: Annotated[str | None, typer.Option(help="The dataset to share out.")] = None,
-    world_size: Annotated[int | None, typer.Option(min=1, help="Nodes that the job waits for.")] = None,
+    world_size: Annotated[int | None, typer.Option(min=1, max=_MOST_32, help="Nodes that the job waits for.")] = None,
     job_id: Annotated[str | None, typer.Option(help="What nodes call the job; names its journal.")] = None,
     journal: Annotated[str | None, typer.Option(help="A file, a folder, memory: or etcd://host:port,...")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Forget what the journal holds, and begin.")] = False,
@@ -65,7 +66,7 @@ def coordinator(
     tls_client_ca: Annotated[Path | None, typer.Option(help="Nodes need certificates that this vouches for.")] = None,
     announce: Annotated[str | None, typer.Option(help="host:port by which nodes reach us.")] = None,
     leader_ttl_ms: Annotated[int, typer.Option(min=500, help="Silence after which another leads (etcd).")] = 3000,
-    grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, help="Most in one message.")] = None,
+    grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, max=_MOST_31, help="Most in one message.")] = None,
     metrics_snapshot_interval_ms: Annotated[int | None, typer.Option(min=0, help="Log progress; 0 = never.")] = None,
     page_addr: Annotated[str | None, typer.Option(help="host:port of a page to look at; off = none.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON document a line.")] = False,
@@ -85,7 +86,7 @@ def coordinator(
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
         access=_access(token, tls_cert, tls_key, tls_client_ca),
-        max_message_bytes=_number("GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096),
+        max_message_bytes=_number("GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096, most=_MOST_31),
         anew=anew,
         page_addr=page_addr if page_addr is not None else config.lookup("COORD_PAGE_ADDR"),
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,
@@ -154,6 +155,8 @@ def _terms(
 ) -> Terms:
     from penstock.coordinator.state import Terms
 
+    if least and barrier_timeout_s is None:
+        raise ConfigError(f"--min-world-size={least} would never count; give --barrier-timeout, after which it does")
     return Terms(
         lease_ttl_s=_number("LEASE_TTL_MS", lease_ttl_ms, 10_000, least=_LEAST_TTL_MS) / 1000,
         heartbeat_interval_s=_number("HEARTBEAT_INTERVAL_MS", heartbeat_ms, 1000, least=1) / 1000,

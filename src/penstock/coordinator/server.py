@@ -23,6 +23,7 @@ from penstock.coordinator.events import Restore
 from penstock.coordinator.journal.opening import open_journal
 from penstock.coordinator.page import PageServer, open_page
 from penstock.coordinator.readable import ReadableCheck
+from penstock.coordinator.rules.members import MAX_ID
 from penstock.coordinator.seat import Seat
 from penstock.coordinator.service import CoordinatorService
 from penstock.coordinator.snapshot import snapshot_of
@@ -120,6 +121,7 @@ class CoordinatorServer:
     ) -> None:
         check_address(settings.addr, settings.access)
         check_token(settings.access.token)
+        _check_said(settings)
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._server, port = _bound(settings)
@@ -204,6 +206,14 @@ class CoordinatorServer:
                     **{name: told[name] for name in ("phase", "epoch", "done", "leased", "queued", "granted")},
                     nodes=told["nodes"]["live"],
                 )
+
+
+def _check_said(settings: Settings) -> None:
+    """What nodes are told, or have to say."""
+    if len(settings.job_id) > MAX_ID or (settings.job_id and not settings.job_id.strip()):
+        raise ConfigError(f"job_id is {settings.job_id!r:.80}; give a name of at most {MAX_ID} characters")
+    if settings.announce:
+        split_address(settings.announce, name="announce")
 
 
 def _bound(settings: Settings) -> tuple[Any, int]:

@@ -109,6 +109,7 @@ class Leased(Loader[T]):
                 "grpc_max_message_bytes",
                 parse_bytes(grpc_max_message_bytes, name="grpc_max_message_bytes"),
                 least=1 << 16,
+                most=(1 << 31) - 1,  # of what gRPC counts
             ),
             timeout_s=positive("coord_timeout_s", coord_timeout_s),
             join_timeout_s=positive("join_timeout_s", join_timeout_s),

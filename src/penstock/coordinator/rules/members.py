@@ -12,9 +12,9 @@ from penstock.coordinator.events import Code
 from penstock.coordinator.rules.refusal import No
 from penstock.coordinator.state import Node, Pulse, State
 
-__all__ = ["check_begun", "check_ids", "check_job", "check_length", "heard", "member", "some_names", "taken"]
+__all__ = ["MAX_ID", "check_begun", "check_ids", "check_job", "check_length", "heard", "member", "some_names", "taken"]
 
-_MAX_ID: Final = 256
+MAX_ID: Final = 256
 
 
 def member(state: State, job_id: str, node_id: str, instance: str) -> Node:
@@ -68,8 +68,8 @@ def check_ids(job_id: str, node_id: str) -> None:
 
 def check_length(name: str, given: str) -> None:
     """Refuse what would fill the journal, or an answer that repeats it."""
-    if len(given) > _MAX_ID:
-        raise No(Code.INVALID_ARGUMENT, f"{name} has {len(given)} characters; at most {_MAX_ID} are allowed")
+    if len(given) > MAX_ID:
+        raise No(Code.INVALID_ARGUMENT, f"{name} has {len(given)} characters; at most {MAX_ID} are allowed")
 
 
 def check_job(state: State, job_id: str) -> None:
