@@ -487,6 +487,28 @@ def test_run_job_writes_each_sample_once(coordinator, join, tmp_path):
     assert written == list(range(SAMPLES))
 
 
+def ids_of(sample):
+    if sample.id % 10 == 3:
+        raise ValueError
+    return sample.id
+
+
+@pytest.mark.parametrize(
+    ("transform", "work"),
+    [
+        (ids_of, lambda batch: batch.tolist()),
+        (lambda sample: {"id": ids_of(sample)}, lambda batch: batch["id"].tolist()),
+        (lambda sample: bytes(ids_of(sample)), lambda batch: np.diff(batch[1]).tolist()),
+        (lambda sample: (ids_of(sample), b"x"), lambda batch: batch[0].tolist()),
+    ],
+)
+def test_run_job_takes_a_value_for_each_sample_that_a_transform_left(coordinator, join, tmp_path, transform, work):
+    with join(coordinator(), transform=transform, on_error="skip", max_errors=SAMPLES) as loader:
+        parts = penstock.run_job(loader, work, out=tmp_path / "out").parts
+    written = [int(line) for part in parts for line in (tmp_path / "out" / part).read_text().splitlines()]
+    assert written == [number for number in range(SAMPLES) if number % 10 != 3]
+
+
 FORKED = """
 import os, signal, sys, penstock
 with penstock.DistributedDataLoader(

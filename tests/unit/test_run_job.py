@@ -59,6 +59,10 @@ class SmallLoader:
         self.by_hand = False
         job.do(Register(*self.me, Caps(), instance))
 
+    @property
+    def samples_in_hand(self) -> int:
+        return self.in_hand.end - self.in_hand.start if self.in_hand else 0
+
     def count_by_hand(self) -> None:
         self.by_hand = True
 

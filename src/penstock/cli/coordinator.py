@@ -66,7 +66,7 @@ def coordinator(
     tls_client_ca: Annotated[Path | None, typer.Option(help="Nodes need certificates that this vouches for.")] = None,
     announce: Annotated[str | None, typer.Option(help="host:port by which nodes reach us.")] = None,
     leader_ttl_ms: Annotated[int, typer.Option(min=500, help="Silence after which another leads (etcd).")] = 3000,
-    grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, max=_MOST_31, help="Most in one message.")] = None,
+    grpc_max_message_bytes: Annotated[int | None, typer.Option(min=4096, max=_MOST_31, help="Of one message.")] = None,
     metrics_snapshot_interval_ms: Annotated[int | None, typer.Option(min=0, help="Log progress; 0 = never.")] = None,
     page_addr: Annotated[str | None, typer.Option(help="host:port of a page to look at; off = none.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON document a line.")] = False,
@@ -86,7 +86,9 @@ def coordinator(
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
         access=_access(token, tls_cert, tls_key, tls_client_ca),
-        max_message_bytes=_number("GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096, most=_MOST_31),
+        max_message_bytes=_number(
+            "GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096, most=_MOST_31
+        ),
         anew=anew,
         page_addr=page_addr if page_addr is not None else config.lookup("COORD_PAGE_ADDR"),
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,

@@ -69,6 +69,10 @@ class SharedLoader(Protocol[Batch_co]):
         """Which samples this thread was given last."""
 
     @property
+    def samples_in_hand(self) -> int:
+        """How many of them that batch has; faulty ones that were left out don't count."""
+
+    @property
     def sample_count(self) -> int:
         """How many samples the job has, on all nodes together."""
 
@@ -135,7 +139,7 @@ def run_job(loader: SharedLoader[Batch], fn: Callable[[Batch], Result], *, out: 
     last: Part | None = None
     for batch in loader:
         portion = _in_hand(loader)
-        data, suffix = _encoded(fn(batch), _samples_in(batch, portion))
+        data, suffix = _encoded(fn(batch), loader.samples_in_hand)
         del batch  # its memory is free for the next one
         digest = hashlib.sha256(data).hexdigest()[:16]
         last = Part(portion.epoch, portion.start, portion.end, portion.fence, digest, suffix)
@@ -221,14 +225,6 @@ def _in_hand(loader: SharedLoader[Any]) -> _Portion:
     return portion
 
 
-def _samples_in(batch: Any, portion: _Portion) -> int:
-    """How many; faulty ones that were left out aren't in it."""
-    ids = getattr(batch, "sample_ids", None)
-    if ids is not None:
-        return len(ids)
-    return len(batch[-1]) if isinstance(batch, tuple) else portion.end - portion.start
-
-
 def _encoded(result: Result, samples: int) -> tuple[bytes, str]:
     """What is written of a result, and the end of its part's name."""
     if isinstance(result, bytes | bytearray | memoryview):
@@ -250,8 +246,8 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"run_job: fn returned a str that UTF-8 can't hold ({error.reason}, at {error.start}); give bytes, or leave "
-            "lone surrogates out"
+            f"run_job: fn returned a str that UTF-8 can't hold ({error.reason}, at {error.start}); give bytes, or "
+            "leave lone surrogates out"
         ) from error
 
 

@@ -24,7 +24,7 @@ from penstock.coordinator.state import Caps
 from penstock.dataset.joined import Dataset
 from penstock.distributed.job_dataset import job_dataset
 from penstock.distributed.lease_plan import lease_units, units_of
-from penstock.distributed.link import Link, named, positive
+from penstock.distributed.link import Link, named, positive, refuse_what_is_decided
 from penstock.errors import ConfigError, CoordinatorRefused, ResumeError
 from penstock.loader.course import Course, begin
 from penstock.loader.faults import Fault, Tally
@@ -45,11 +45,6 @@ _log = logging.getLogger("penstock")
 _FETCHES: Final = 32  # MX8's nodes say so
 _DECODES: Final = 8
 _POLL_S: Final = 0.002
-_THE_COORDINATORS: Final = (
-    *("start_id", "end_id", "shuffle", "seed", "generator_seed", "epoch", "sampler", "sampler_type", "group_by_length"),
-    *("rank", "shard_rank", "world_size", "shard_world_size", "worker_id", "num_workers_pytorch", "drop_last"),
-    *("dev_manifest_path", "options"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +53,7 @@ class _Hand:
 
     mine: dict[str, Any]  # of that thread, in the pipeline
     portion: Portion
+    samples: int  # without faulty ones that were left out
 
     @property
     def delivered(self) -> bool:
@@ -97,7 +93,7 @@ class Leased(Loader[T]):
         resume: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
-        _refuse_what_is_decided(arguments)
+        refuse_what_is_decided(arguments)
         ca, certificate, key = (None if path is None else Path(path) for path in (tls_ca, tls_cert, tls_key))
         self._link = Link(
             coord_url=coord_url,
@@ -177,7 +173,7 @@ class Leased(Loader[T]):
             unit = mine.undelivered[0]
             portion = self._holder.portion(unit.lease, int(unit.sample_ids[0]), int(unit.sample_ids[-1]) + 1)
             if portion is not None and self._holder.hand_out(portion, delivery.samples, delivery.payload_bytes):
-                self._hands[me] = _Hand(mine.__dict__, portion)
+                self._hands[me] = _Hand(mine.__dict__, portion, delivery.samples)
                 self._epoch = portion.epoch
                 return delivery
             mine.undelivered = None  # its lease is somebody else's: what it holds is never handed out
@@ -255,8 +251,18 @@ class Leased(Loader[T]):
     @property
     def in_hand(self) -> Portion | None:
         """Which samples of which lease this thread was given last; None before the first, and after the last."""
+        hand = self._hand()
+        return None if hand is None else hand.portion
+
+    @property
+    def samples_in_hand(self) -> int:
+        """How many of them the batch has, whatever became of them; faulty ones that were left out don't count."""
+        hand = self._hand()
+        return 0 if hand is None else hand.samples
+
+    def _hand(self) -> _Hand | None:
         hand = self._hands.get(threading.get_ident())
-        return hand.portion if hand is not None and hand.delivered else None
+        return hand if hand is not None and hand.delivered else None
 
     @cached_property
     def sample_count(self) -> int:
@@ -367,15 +373,6 @@ class Leased(Loader[T]):
     def _start(self, trace: Trace | None = None) -> None:
         super()._start(trace)
         weakref.finalize(self, self._holder.abandon)
-
-
-def _refuse_what_is_decided(arguments: Mapping[str, Any]) -> None:
-    given = [name for name in _THE_COORDINATORS if arguments.get(name) is not None]
-    if given:
-        raise ConfigError(
-            f"{' and '.join(given)}: which samples a node of a shared job gets, and in which order, is the "
-            "coordinator's to say; give that to `penstock coordinator`"
-        )
 
 
 def _noticed(units: Iterator[Unit], holder: Holder, link: Link) -> Iterator[Unit]:

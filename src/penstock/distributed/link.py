@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from penstock.coordinator.client import Client
 from penstock.coordinator.credentials import Credentials
 from penstock.errors import ConfigError
 
-__all__ = ["Link", "named", "positive"]
+__all__ = ["Link", "named", "positive", "refuse_what_is_decided"]
+
+_THE_COORDINATORS: Final = (
+    *("start_id", "end_id", "shuffle", "seed", "generator_seed", "epoch", "sampler", "sampler_type", "group_by_length"),
+    *("rank", "shard_rank", "world_size", "shard_world_size", "worker_id", "num_workers_pytorch", "drop_last"),
+    *("dev_manifest_path", "options"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +62,13 @@ def positive(what: str, seconds: float) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ConfigError(f"{what} is {seconds!r}; give seconds, more than 0")
     return float(seconds)
+
+
+def refuse_what_is_decided(arguments: Mapping[str, Any]) -> None:
+    """Raise ConfigError for arguments of a loader that are the coordinator's to decide."""
+    given = [name for name in _THE_COORDINATORS if arguments.get(name) is not None]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)}: which samples a node of a shared job gets, and in which order, is the "
+            "coordinator's to say; give that to `penstock coordinator`"
+        )
