@@ -19,6 +19,7 @@ import penstock
 from penstock.coordinator.state import Terms
 from penstock.distributed import leased
 from penstock.errors import (
+    BudgetHeld,
     ClosedError,
     ConfigError,
     CoordinatorRefused,
@@ -459,6 +460,22 @@ def test_poll_waits_for_what_is_this_nodes_own(coordinator, join):
         found = [loader.poll() for _ in range(20)]
         assert [batch.sample_ids[0] for batch in found] == [n * 20 + more for n in range(10) for more in (0, 16)]
         found.clear()
+
+
+def test_poll_raises_what_next_would(coordinator, join, monkeypatch):
+    monkeypatch.setattr("penstock.loader.pipeline._HELD_GRACE_S", 0.1)
+    shared, go_on = coordinator(), threading.Event()
+    with join(shared, max_inflight_bytes="16KiB") as loader:
+        first = next(loader)
+        kept = [first]
+        with pytest.raises(BudgetHeld):
+            while len(kept) < 30:
+                kept.append(loader.poll())
+        del first, kept
+    with join(shared, transform=lambda sample: go_on.wait(10), timeout_seconds=1) as loader:
+        with pytest.raises(DeadlineExceeded, match="no batch within 1 s"):
+            loader.poll()
+        go_on.set()
 
 
 def test_counted_by_hand_a_batch_is_done_when_that_is_said(coordinator, join):

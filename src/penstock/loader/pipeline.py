@@ -127,8 +127,9 @@ class Pipeline(Generic[T]):
 
     @property
     def promising(self) -> bool:
-        """Whether a batch is ready, or being built, or no more will come."""
-        return bool(self._slots) or self._finished or self.mine.undelivered is not None
+        """Whether a batch is ready, or on its way, or no more will come: what ``peek()`` waits for, up to a deadline."""
+        on_its_way = bool(self._slots) or self._reserving or self._building is not None
+        return on_its_way or self._finished or self.mine.undelivered is not None
 
     def peek(self) -> Delivery[T]:
         """Wait for the next result and return it without counting it as handed out.
