@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 import penstock
 from penstock.errors import ConfigError
 from penstock.torch import in_step, shared_job, shared_state
+from penstock.torch.ranks import Place
 
 
 @pytest.fixture
@@ -53,3 +54,18 @@ def test_one_rank_leads_and_takes_all_steps(packed):
 def test_what_rank_0_is_told_wrongly_is_an_error(packed):
     with pytest.raises(ConfigError, match="block_samples"), shared_job(packed, block_samples=0):
         pass
+
+
+def test_other_ranks_are_told_whatever_keeps_rank_0_from_leading(packed, monkeypatch):
+    told = []
+
+    def from_rank_0(data):
+        told.append(data)
+        return data
+
+    monkeypatch.setattr("penstock.torch.shared.place", lambda: Place(0, 2))
+    monkeypatch.setattr("penstock.torch.shared.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("penstock.torch.shared._from_rank_0", from_rank_0)
+    with pytest.raises(TypeError, match="block_size"), shared_job(packed, block_size=4):  # it is block_samples
+        pass
+    assert told and told[0].endswith(b"\0\0")  # no port: they wait for nobody

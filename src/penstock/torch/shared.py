@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from penstock import config
 from penstock.distributed.leading import coordinator
-from penstock.errors import ConfigError, CoordinatorError, PenstockError
+from penstock.errors import ConfigError, CoordinatorError
 from penstock.net import LOOPBACK, is_loopback, join_address
 from penstock.torch.ranks import Place, place
 
@@ -76,7 +76,8 @@ def _led(stack: ExitStack, here: Place, link: str, options: Mapping[str, Any]) -
     """Lead, or learn who does."""
     host = os.environ.get("MASTER_ADDR", LOOPBACK) if here.world_size > 1 else LOOPBACK
     loopback = is_loopback(host)
-    token, port, failure = secrets.token_bytes(_TOKEN_BYTES), 0, None
+    token, port = secrets.token_bytes(_TOKEN_BYTES), 0
+    failure: Exception | None = None
     if here.rank == 0:
         try:
             url = stack.enter_context(
@@ -89,7 +90,7 @@ def _led(stack: ExitStack, here: Place, link: str, options: Mapping[str, Any]) -
                 )
             )
             port = int(url.rpartition(":")[2])
-        except PenstockError as error:
+        except Exception as error:  # whatever it is, the others are told before it is raised
             failure = error
     if here.world_size > 1:
         told = _from_rank_0(token + port.to_bytes(2, "big"))
