@@ -304,3 +304,19 @@ def test_a_link_leads_to_the_one_file_that_it_means(tmp_path):
     assert other.lead(0) is not None
     assert other.load() == {"by": "link"}
     other.close()
+
+
+def test_a_commit_that_is_cut_off_is_told_of_once_however_often_somebody_tries_to_lead(tmp_path, caplog):
+    journal = opened(tmp_path / "journal")
+    assert journal.lead(0) is not None
+    journal.commit({"key": "kept"})
+    journal.close()
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(b"cut off")
+    (tmp_path / "journal.new").mkdir()  # as a disk that is full: no new file can be begun
+    again = opened(tmp_path / "journal")
+    for _ in range(3):
+        with pytest.raises(JournalUnavailable, match="can't be taken over"):
+            again.lead(0)
+    again.close()
+    assert [record.getMessage().count("dropped 7 bytes") for record in caplog.records] == [1]

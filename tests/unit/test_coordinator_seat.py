@@ -312,6 +312,33 @@ def test_closing_keeps_what_was_asked_and_is_safe_twice():
     asyncio.run(run())
 
 
+def test_who_asks_hears_why_nobody_leads():
+    class Full(Watched):
+        def lead(self, timeout_s):
+            raise JournalUnavailable("the disk is full")
+
+    async def run():
+        seat = Seat(Full(), JOB, Terms())
+        running = asyncio.ensure_future(seat.run())
+        try:
+            with pytest.raises(NotLeader, match="the disk is full"):
+                await asyncio.wait_for(asked(seat), 5)
+        finally:
+            await seat.close()
+            await running
+
+    async def asked(seat):
+        while True:
+            try:
+                await seat.do(REGISTER)
+            except NotLeader as error:
+                if "full" in str(error):
+                    raise
+            await asyncio.sleep(0.002)
+
+    asyncio.run(run())
+
+
 def test_closing_wakes_who_waits_to_lead():
     async def run():
         records = MemoryRecords()

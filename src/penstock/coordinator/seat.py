@@ -130,7 +130,8 @@ class Seat:
             JournalUnavailable: it couldn't be kept. It may have happened or not; say it again.
         """
         if self._state is None:
-            raise NotLeader("this coordinator doesn't lead the job")
+            why = f" ({self._complaint})" if self._complaint else ""
+            raise NotLeader(f"this coordinator doesn't lead the job{why}")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((event, future))
         self._woken.set()

@@ -53,6 +53,7 @@ class FileJournal:
         self._busy = threading.Lock()
         self._log: LogFile | None = None
         self._term = 0
+        self._dropped_of = 0  # bytes that were there when the end of them was last dropped
         self._records: dict[str, str] = {}
 
     def lead(self, timeout_s: float | None) -> int | None:
@@ -130,7 +131,8 @@ class FileJournal:
                 f"{self._path} is the journal of job {found.head.job_id!r}, not of {self._job_id!r}; give each job a "
                 "file of its own"
             )
-        if found.dropped_bytes:
+        if found.dropped_bytes and len(data) != self._dropped_of:  # once, not with each try to lead
+            self._dropped_of = len(data)
             _log.warning("%s: dropped %d bytes of a commit that was cut off", self._path, found.dropped_bytes)
         return found
 
