@@ -162,6 +162,8 @@ def test_a_state_of_something_else_is_refused(coordinator, join):
         join(coordinator(seed=1), resume={"version": 3})
     with pytest.raises(ResumeError, match="a dict"):
         join(coordinator(seed=1), resume="state.json")
+    with pytest.raises(ResumeError, match="no plain JSON"):
+        join(coordinator(seed=1), resume={**state, "samples": np.int64(SAMPLES)})
     with join(coordinator(seed=1)) as loader, pytest.raises(ResumeError, match="has begun"):
         loader.load_state_dict({**state, "done": [[0, 16]]})
 

@@ -25,6 +25,7 @@ from penstock.errors import (
     CoordinatorUnreachable,
     LeaseLost,
     ManifestError,
+    ResumeError,
 )
 from penstock.net import split_address
 
@@ -167,8 +168,12 @@ class Client:
         return fields
 
     def restore(self, checkpoint: Mapping[str, Any], within_s: float | None = None) -> None:
-        """Begin the job where a checkpoint says. Raises as ``register``."""
-        self._call("Restore", wire.RestoreRequest(job_id=self._job_id, token=json.dumps(dict(checkpoint))), within_s)
+        """Begin the job where a checkpoint says. Raises as ``register``, and ResumeError: it isn't plain JSON."""
+        try:
+            token = json.dumps(dict(checkpoint))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ResumeError(f"the state is no plain JSON any more ({error}); give what state_dict() returned") from None
+        self._call("Restore", wire.RestoreRequest(job_id=self._job_id, token=token), within_s)
 
     def snapshot(self, within_s: float | None = None) -> str:
         """The job as people are shown it: JSON (``snapshot.snapshot_of``). Raises as ``register``."""
