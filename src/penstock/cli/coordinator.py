@@ -76,7 +76,7 @@ def coordinator(
     Without an option its environment variable counts (docs/environment.md). It runs until SIGTERM or Ctrl-C, and goes
     on where it was when it is started again with the same journal.
     """
-    from penstock.coordinator.server import MAX_MESSAGE_BYTES, Settings
+    from penstock.coordinator.server import Settings
 
     log_to_stderr(as_json=log_json)
     settings = Settings(
@@ -86,9 +86,7 @@ def coordinator(
         announce=announce or "",
         leader_ttl_s=leader_ttl_ms / 1000,
         access=_access(token, tls_cert, tls_key, tls_client_ca),
-        max_message_bytes=_number(
-            "GRPC_MAX_MESSAGE_BYTES", grpc_max_message_bytes, MAX_MESSAGE_BYTES, least=4096, most=_MOST_31
-        ),
+        max_message_bytes=_message_bytes(grpc_max_message_bytes),
         anew=anew,
         page_addr=page_addr if page_addr is not None else config.lookup("COORD_PAGE_ADDR"),
         report_interval_s=_number("METRICS_SNAPSHOT_INTERVAL_MS", metrics_snapshot_interval_ms, 0) / 1000,
@@ -150,6 +148,12 @@ def _access(token: str | None, cert: Path | None, key: Path | None, client_ca: P
         tls_key=_path("COORD_TLS_KEY", key),
         tls_client_ca=_path("COORD_TLS_CLIENT_CA", client_ca),
     )
+
+
+def _message_bytes(given: int | None) -> int:
+    from penstock.coordinator.server import MAX_MESSAGE_BYTES
+
+    return _number("GRPC_MAX_MESSAGE_BYTES", given, MAX_MESSAGE_BYTES, least=4096, most=_MOST_31)
 
 
 def _terms(

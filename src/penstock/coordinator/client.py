@@ -172,7 +172,9 @@ class Client:
         try:
             token = json.dumps(dict(checkpoint))
         except (TypeError, ValueError, RecursionError) as error:
-            raise ResumeError(f"the state is no plain JSON any more ({error}); give what state_dict() returned") from None
+            raise ResumeError(
+                f"the state is no plain JSON any more ({error}); give what state_dict() returned"
+            ) from None
         self._call("Restore", wire.RestoreRequest(job_id=self._job_id, token=token), within_s)
 
     def snapshot(self, within_s: float | None = None) -> str:

@@ -127,7 +127,7 @@ class Pipeline(Generic[T]):
 
     @property
     def promising(self) -> bool:
-        """Whether a batch is ready, or on its way, or no more will come: what ``peek()`` waits for, up to a deadline."""
+        """Whether a batch is ready or on its way, for which ``peek()`` waits up to a deadline, or no more will come."""
         on_its_way = bool(self._slots) or self._reserving or self._building is not None
         return on_its_way or self._finished or self.mine.undelivered is not None
 
