@@ -571,6 +571,15 @@ def test_run_job_refuses_a_loader_that_has_a_batch_which_nobody_can_finish(coord
         assert min(ids(loader)) == raised.start
 
 
+def test_an_epoch_begins_when_the_last_one_is_done_not_when_it_is_time_to_ask_again(coordinator, join):
+    shared = coordinator(block_samples=SAMPLES, epochs=4, terms=Terms(wait_s=20.0))
+    with join(shared, want=2, batch_size_samples=SAMPLES) as loader:
+        begun = time.monotonic()
+        assert len(ids(loader)) == 4 * SAMPLES
+        assert time.monotonic() - begun < 20
+    assert shared.calls["RequestLease"] <= 3 * 4
+
+
 def test_several_threads_share_a_loader(coordinator, join):
     shared = coordinator(block_samples=400)
     with join(shared, want=2, prefetch_batches=4) as loader, ThreadPoolExecutor(4) as pool:

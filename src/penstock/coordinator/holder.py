@@ -350,7 +350,10 @@ class Holder:
                 self._changed.notify_all()
         else:
             with self._changed:
+                held = len(self._holding)
                 self._holding.confirm(report, sent_s)
+                if len(self._holding) < held:
+                    self._due_s["request"] = 0.0  # the last one of an epoch begins the next one
                 self._changed.notify_all()
 
     def _ask(self, want: int) -> None:
