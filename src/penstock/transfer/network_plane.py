@@ -17,7 +17,50 @@ from penstock import _core
 from penstock.errors import ConfigError, TransportUnavailable
 from penstock.transfer.metadata import AgentMetadata
 
-__all__ = ["Link", "NetworkPlane", "Ucx", "choose_ucx", "devices_at", "find_ucx", "has_rdma_device"]
+__all__ = [
+    "Link",
+    "NetworkPlane",
+    "Ucx",
+    "check_require",
+    "choose_ucx",
+    "devices_at",
+    "find_ucx",
+    "has_rdma_device",
+    "uses",
+]
+
+
+_REQUIRED = ("shm", "tcp", "rdma")
+# UCX's names for what goes through an RDMA device: reliable, dynamic and unreliable connections, EFA's, and GPU's.
+_RDMA_NAMES = re.compile(r"(rc|dc|ud)(_\w+)?|srd|gga(_\w+)?")
+
+
+def check_require(require: str | None, network: str | None) -> None:
+    """Refuse a transport that nobody knows, or that could never be used (pure).
+
+    Raises:
+        ConfigError: says which there are, or that the network isn't open.
+    """
+    if require is None:
+        return
+    if require not in _REQUIRED:
+        raise ConfigError(f"require is {require!r}; give one of {', '.join(map(repr, _REQUIRED))}, or None")
+    if require != "shm" and network is None:
+        raise ConfigError(
+            f"require is {require!r}, which needs the network plane; open it with network=: an address, an interface, "
+            "'loopback' or 'any'"
+        )
+
+
+def uses(require: str, transport: str) -> bool:
+    """Whether a connection over these transports of UCX has the one that is required (pure).
+
+    Args:
+        require: ``"tcp"`` or ``"rdma"``.
+        transport: what UCX tells of an endpoint: ``"tcp/lo"``, ``"rc_mlx5/mlx5_0:1,tcp/eth0"``.
+    """
+    names = [lane.partition("/")[0] for lane in transport.split(",")]
+    return any(name == "tcp" if require == "tcp" else _RDMA_NAMES.fullmatch(name) is not None for name in names)
 
 
 class Link(Protocol):

@@ -11,7 +11,7 @@ from penstock.errors import PenstockError, TransportUnavailable
 from penstock.transfer.host import this_host
 from penstock.transfer.host_plane import HostPlane
 from penstock.transfer.metadata import ID_BYTES, AgentMetadata, RegistrationRecord
-from penstock.transfer.network_plane import NetworkPlane
+from penstock.transfer.network_plane import NetworkPlane, check_require, uses
 
 __all__ = ["Planes"]
 
@@ -49,6 +49,7 @@ class Planes:
         exposes: Callable[[int], bool],
         peer_timeout_s: float,
     ) -> None:
+        check_require(require, network)
         self._name = name
         self._require = require
         self._secret = secrets.token_bytes(ID_BYTES)
@@ -107,14 +108,25 @@ class Planes:
         """A connection over the network.
 
         Raises:
-            TransportUnavailable, PeerUnreachable, PeerRefused
+            TransportUnavailable: none leads there, or not by the transport that is required.
+            PeerUnreachable, PeerRefused
         """
+        if self._require == "shm":
+            raise TransportUnavailable(f"this needs the network plane to {metadata.name}, but require='shm'")
         if self.network is None:
             raise TransportUnavailable(
                 f"{metadata.name} can't be reached by shared memory, and this agent has no network open; "
                 "make it with Agent(..., network='loopback'), or an address of this host"
             )
-        return self.network.connect(metadata, timeout_s)
+        link = self.network.connect(metadata, timeout_s)
+        if self._require is None or uses(self._require, link.transport):
+            return link
+        found = link.transport
+        link.close()
+        raise TransportUnavailable(
+            f"{metadata.name} is reached over {found or 'nothing that UCX tells'}, but require={self._require!r}; see "
+            "`penstock doctor` for what there is here, and ask the same at the other end, or leave require out"
+        )
 
     def close_network(self, timeout_s: float) -> None:
         """End the network plane, where there is one."""
