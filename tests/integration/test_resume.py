@@ -281,6 +281,27 @@ def test_set_epoch_begins_another_epoch_wherever_the_loader_is(load):
         loader.set_epoch(3)
 
 
+def test_set_epoch_of_the_epoch_that_is_resumed_keeps_the_state(load):
+    # The usual loop says its epoch in every round; a state that it lost in silence would repeat what was done.
+    whole, following = (ids(load(epoch=epoch)) for epoch in (1, 2))
+    first = load(epoch=1)
+    taken = ids(first, 4)
+    state = through_json(first.state_dict())
+    loader = load(epoch=1, resume=state)
+    rounds = []
+    for epoch in (1, 2):
+        loader.set_epoch(epoch)
+        rounds.append(ids(loader))
+    assert rounds == [whole[4:], following]
+    assert taken == whole[:4]
+    later = load(epoch=1)
+    later.load_state_dict(state)
+    later.set_epoch(1)
+    next(later)
+    later.set_epoch(1)  # something was handed out since: from the beginning
+    assert ids(later) == whole
+
+
 def test_batches_of_the_last_epoch_count_in_the_next(load):
     with load(epoch=0, max_inflight_bytes=20_000) as loader:
         held = next(loader)

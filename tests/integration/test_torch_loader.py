@@ -128,6 +128,16 @@ def test_set_epoch_of_a_resumed_epoch_and_after_iter_does_no_harm(epochs, expect
     assert again.epoch == 9
 
 
+def test_a_loader_that_is_kept_forgets_a_state_that_another_replaced(epochs, expected):
+    first = epochs()
+    ids(first, 4)
+    again = epochs(persistent_workers=True)
+    again.load_state_dict(through_json(first.state_dict()))
+    assert len(again.loader) == STEPS - 4
+    again.load_state_dict({"epoch": 0, "batches": 0, "loader": None})
+    assert ids(again) == expected(0)
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 7, STEPS - 1, STEPS])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_going_on_is_the_same_as_never_stopping(epochs, expected, stop_at, persistent):

@@ -334,6 +334,9 @@ class Loader(Generic[T]):
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch from its first batch, wherever this one is; counters begin anew as well.
 
+        A loader that was given a state of this very epoch, and has handed out nothing since, goes on there: a loop that
+        says which epoch each of its rounds is of loses no state.
+
         Batches that were handed out stay valid, and charged.
 
         Raises:
@@ -341,7 +344,10 @@ class Loader(Generic[T]):
             ClosedError: after ``close()``.
         """
         self._pipeline.check_usable()
-        self._restart(self._plan(whole_number("epoch", epoch)))
+        wanted = whole_number("epoch", epoch)
+        resumed = bool(self._course.begun.done) and not self._delivered.delivered_batches
+        if not (resumed and wanted == self.epoch):
+            self._restart(self._plan(wanted))
 
     def _restart(self, course: Course) -> None:
         self._course = course

@@ -198,8 +198,11 @@ class EpochLoader(Generic[T]):
     def _turn_to(self, position: Position) -> None:
         """The next loop begins there."""
         kept, same_place = self._loader, self._place == self._maker.place()
+        anew = kept is not None and (
+            bool(kept.delivered_batches) or kept.epoch != position.epoch
+        )  # not where it went on
         self._position, self._looped = position, False
-        if kept is not None and kept.options.persistent_workers and position.loader is None and same_place:
+        if kept is not None and kept.options.persistent_workers and position.loader is None and same_place and anew:
             kept.set_epoch(position.epoch)
         else:
             self._drop()
