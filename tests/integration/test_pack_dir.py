@@ -4,15 +4,17 @@ import hashlib
 import logging
 import os
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from packing import in_byte_order, make_tree, payloads_of, random_files, rows_of, tree_of
 
+import penstock
 from penstock import _core
 from penstock.dataset.labels import read_labels
 from penstock.dataset.resolve import resolve_manifest_hash
-from penstock.errors import ConfigError, PackError
+from penstock.errors import ConfigError, EmptyDataset, PackError
 from penstock.packing import Progress, pack, pack_dir
 from penstock.packing import gather as gather_module
 from penstock.proof import LOGGER_NAME
@@ -245,6 +247,32 @@ def test_a_source_where_the_shards_would_go_is_refused(tmp_path, inner):
     with pytest.raises(ConfigError, match="choose another out"):
         pack_dir(source, out=tmp_path / "out")
     assert tree_of(tmp_path / "out") == {f"{inner}/a": hashlib.sha256(b"1").hexdigest()}
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize(
+    "use", [lambda at: penstock.pack_dir(at, out=at.parent / "out"), lambda at: penstock.load(str(at))]
+)
+def test_symlinks_that_are_left_out_are_told_of(tmp_path, caplog, monkeypatch, taken, use):
+    # A snapshot in Hugging Face's cache is a folder of symlinks.
+    monkeypatch.setenv("PENSTOCK_MANIFEST_STORE_ROOT", str(tmp_path / "store"))
+    source = tmp_path / "snapshot"
+    (tmp_path / "blobs").mkdir()
+    (source / "a").mkdir(parents=True)
+    for name in ("1", "2"):
+        (tmp_path / "blobs" / name).write_bytes(b"blob")
+        (source / "a" / name).symlink_to(tmp_path / "blobs" / name)
+    if taken:
+        (source / "file").write_bytes(b"taken")
+    with nullcontext() if taken else pytest.raises(EmptyDataset):
+        use(source)
+    assert f"2 of what lies below {source} were left out, as symlinks are not followed" in caplog.text
+    caplog.clear()
+    for name in ("1", "2"):
+        (source / "a" / name).unlink()
+        (source / "a" / name).write_bytes(b"blob")
+    use(source)
+    assert "left out" not in caplog.text
 
 
 def test_the_source_may_be_a_symlink_and_the_out_may_hold_one(tmp_path):

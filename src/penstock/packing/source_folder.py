@@ -14,6 +14,7 @@ from penstock.packing.plan import FilePiece, WholeFiles
 from penstock.packing.source import changed, shown
 from penstock.packing.tar import BLOCK_BYTES
 from penstock.store.oserrors import error_from_errno, os_errors
+from penstock.store.passed_over import PassedOver
 
 __all__ = ["FolderSource"]
 
@@ -46,15 +47,17 @@ class FolderSource:
 
     def entries(self) -> Iterator[Entry]:
         """Path and size of every file, depth first; memory grows with the depth only."""
-        listings = [self._list(b"")]
+        passed_over = PassedOver()
+        listings = [self._list(b"", passed_over)]
         while listings:
             for found in listings[-1]:
                 if isinstance(found, bytes):
-                    listings.append(self._list(found + b"/"))
+                    listings.append(self._list(found + b"/", passed_over))
                     break
                 yield found
             else:
                 listings.pop()
+        passed_over.tell(self.url)
 
     def read_files(self, files: WholeFiles, segment: memoryview) -> None:
         """Read each file to its place behind its header, the GIL released."""
@@ -81,7 +84,7 @@ class FolderSource:
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def _list(self, prefix: bytes) -> Iterator[Entry | bytes]:
+    def _list(self, prefix: bytes, passed_over: PassedOver) -> Iterator[Entry | bytes]:
         """The files of one folder as entries, and its folders as paths."""
         folder = self._root + b"/" + prefix
         with os_errors(shown(folder), "listing"), os.scandir(folder) as listing:
@@ -92,6 +95,8 @@ class FolderSource:
                     yield prefix + entry.name, entry.stat(follow_symlinks=False).st_size
                 elif entry.is_dir(follow_symlinks=False):
                     yield prefix + entry.name
+                else:
+                    passed_over.note(entry)
 
 
 def _read_failure(status: int, path: bytes, size: int, detail: int) -> Exception:

@@ -11,6 +11,7 @@ from penstock.errors import ClosedError, ObjectNotFound, PreconditionFailed, Sam
 from penstock.store.base import Buffer, ObjectInfo, Writer
 from penstock.store.files import TEMPORARY_PREFIX, NewFile, flush_folder, folder_lock
 from penstock.store.oserrors import os_errors
+from penstock.store.passed_over import PassedOver
 from penstock.store.urls import check_key, check_range
 
 __all__ = ["PIECE_BYTES", "LocalStore"]
@@ -215,7 +216,7 @@ def _check_size(path: str, descriptor: int, expected: int | None) -> None:
 
 def _walk(folder: str, key_prefix: str) -> Iterator[ObjectInfo]:
     """Depth first, with one open folder for each level."""
-    levels = [(key_prefix, _entries(folder))]
+    levels, passed_over = [(key_prefix, _entries(folder))], PassedOver()
     try:
         while levels:
             prefix, entries = levels[-1]
@@ -230,6 +231,9 @@ def _walk(folder: str, key_prefix: str) -> Iterator[ObjectInfo]:
                 levels.append((f"{key}/", _entries(entry.path)))
             elif is_file and not entry.name.startswith(TEMPORARY_PREFIX):
                 yield from _listed(entry, key)
+            else:
+                passed_over.note(entry)
+        passed_over.tell(folder)
     finally:
         for _, entries in levels:
             entries.close()
