@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import penstock
+import penstock.loader.loader as loader_module
 from penstock.errors import (
     BudgetHeld,
     ClosedError,
@@ -202,6 +203,22 @@ def test_a_second_loop_over_one_loader_is_empty_and_says_why(load, packed, caplo
     assert caplog.text == ""
     assert sum(1 for _ in loader) == 0
     assert "call set_epoch(n)" in caplog.text
+
+
+def test_a_loader_that_gives_every_launched_process_everything_says_so(load, packed, caplog, monkeypatch):
+    told = "this loader gives every one of these processes all samples"
+    for world_size, warned in (("1", False), ("2", True)):
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        monkeypatch.setenv("RANK", "0")
+        loader_module._warn_of_ranks.cache_clear()  # it is said once in a process
+        load(packed, rank=0, world_size=2)
+        load(packed, rank=0, world_size=1)
+        load(packed, sampler={"kind": "distributed", "rank": 0, "world_size": 2})
+        assert caplog.text == ""
+        assert sum(map(len, load(packed))) == 60
+        assert (told in caplog.text) == warned
+    load(packed)
+    assert caplog.text.count(told) == 1
 
 
 def test_a_pinned_link_of_a_dataset_that_was_just_packed_works_everywhere(load, tmp_path, packed, contents):

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -94,6 +94,8 @@ class Loader(Generic[T]):
 
     def _open(self, link: str | Mixture) -> Dataset:
         """What is to be loaded; all arguments were checked."""
+        if not self._settings.says_rank:
+            _warn_of_ranks(config.lookup("WORLD_SIZE") or "1")
         return _dataset(link, self._settings)
 
     def _plan(self, number: int, state: Mapping[str, Any] | None = None) -> Course:
@@ -432,6 +434,17 @@ class Loader(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache  # once is enough: some make a loader for each epoch
+def _warn_of_ranks(world_size: str) -> None:
+    """A launcher started several processes, and each is about to load everything."""
+    if world_size.isdigit() and int(world_size) > 1:
+        _log.warning(
+            "WORLD_SIZE is %s, and this loader gives every one of these processes all samples: give rank= and world_size=, "
+            "or take penstock.torch.EpochLoader, which reads them; rank=0, world_size=1 says that it is meant so",
+            world_size,
+        )
 
 
 def _dataset(link: str | Mixture, settings: Settings) -> Dataset:

@@ -51,6 +51,7 @@ class Settings:
         cap_bytes: of the budget.
         limits: when a batch is full.
         split: how positions are cut into steps, and which are this loader's; None where batches are cut by bytes.
+        says_rank: somebody said which of how many ranks this loader is for, were it the only one.
         sampler: what orders the samples.
         seed: of everything random.
         epoch: likewise.
@@ -71,6 +72,7 @@ class Settings:
     cap_bytes: int
     limits: BatchLimits
     split: Split | None
+    says_rank: bool
     sampler: AnySampler
     seed: int
     epoch: int
@@ -129,6 +131,7 @@ def settle(options: AnyOptions | None, arguments: LoaderArguments, otherwise: Lo
         cap_bytes=cap_bytes,
         limits=limits,
         split=_split(limits, knobs),
+        says_rank=knobs.shard_world_size > 1 or _names_rank(given),
         sampler=_sampler(knobs),
         seed=_seed(knobs),
         epoch=whole_number("epoch", given.get("epoch", 0)),
@@ -200,14 +203,17 @@ def _knobs(options: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
     return replace(options, **changes)
 
 
+def _names_rank(given: Mapping[str, Any]) -> bool:
+    return not {"rank", "shard_rank", "world_size", "shard_world_size"}.isdisjoint(given)
+
+
 def _one_world(knobs: LoaderOptions, given: Mapping[str, Any]) -> LoaderOptions:
     """A DistributedSampler says rank and world size as well; both ways must mean the same."""
     sampler, ours = knobs.sampler_type, (knobs.shard_rank, knobs.shard_world_size)
     if not isinstance(sampler, DistributedSampler):
         return knobs
     theirs = (sampler.rank, sampler.world_size)
-    said = ours != (0, 1) or not {"rank", "shard_rank", "world_size", "shard_world_size"}.isdisjoint(given)
-    if said and ours != theirs:
+    if (ours != (0, 1) or _names_rank(given)) and ours != theirs:
         raise ConfigError(
             f"rank and world_size are {ours[0]} and {ours[1]}, those of the sampler {theirs[0]} and {theirs[1]}; "
             "give them once"
