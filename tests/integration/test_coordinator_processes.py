@@ -276,6 +276,11 @@ def test_nodes_for_whom_there_is_no_block_are_told_of(log):
         coordinator.until("1 block of at most 65,536 samples, so not all of 3 nodes get any.*--dev-block-size")
 
 
+def test_a_shuffle_that_does_next_to_nothing_is_told_of(log):
+    with Process(log, "--addr=127.0.0.1:0", "--journal=memory:", "--dev-total-samples=10", "--shuffle") as coordinator:
+        coordinator.until("shuffle deals blocks in random order, and there are 1 of at most 65536 .*--dev-block-size")
+
+
 def test_a_port_in_use_is_a_clear_error(capsys, log):
     with Process(log, "--addr=127.0.0.1:0", "--journal=memory:", "--dev-total-samples=10") as coordinator:
         refused(capsys, "it is in use", "--dev-total-samples=10", f"--addr={coordinator.addr}")

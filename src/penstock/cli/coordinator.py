@@ -213,9 +213,11 @@ async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Set
 
 def _warn(state: State) -> None:
     """Of what leaves nodes with nothing to do."""
-    from penstock.coordinator.blocks import block_count
+    from penstock.coordinator.blocks import block_count, too_few_to_shuffle
 
     job = state.job
+    if few := too_few_to_shuffle(state.blocks, "--dev-block-size"):
+        _log.warning("%s", few)
     if state.course.phase == "gathering" and (blocks := block_count(state.blocks)) < min(job.world_size, job.samples):
         _log.warning(
             "what is to do makes %s of at most %s, so not all of %s get any: give a smaller --dev-block-size",

@@ -28,11 +28,13 @@ __all__ = [
     "dealt_count",
     "join_bounds",
     "join_intervals",
+    "too_few_to_shuffle",
 ]
 
 Intervals: TypeAlias = tuple[tuple[int, int], ...]
 """Half-open ranges of sample ids, ascending and apart from one another."""
 
+_FEW_BLOCKS = 8  # below that, "shuffled" is mostly the order of the dataset
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -68,6 +70,16 @@ class BlockPlan:
 def block_count(plan: BlockPlan) -> int:
     """How many there are."""
     return len(_blocks(plan)[0])
+
+
+def too_few_to_shuffle(plan: BlockPlan, option: str) -> str | None:
+    """A warning where a shuffle does next to nothing; ``option`` is who makes blocks smaller."""
+    if not plan.shuffle or plan.samples < 2 or (blocks := block_count(plan)) >= _FEW_BLOCKS:
+        return None
+    return (
+        f"shuffle deals blocks in random order, and there are {blocks} of at most {plan.block_samples} samples, each "
+        f"in the dataset's order: give a smaller {option}, or pack in random order"
+    )
 
 
 def block_at(plan: BlockPlan, place: int) -> SampleRange:

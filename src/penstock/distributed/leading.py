@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from penstock import config
 from penstock.coordinator.access import Access
+from penstock.coordinator.blocks import BlockPlan, too_few_to_shuffle
 from penstock.coordinator.server import CoordinatorServer, Settings
 from penstock.coordinator.state import Job, Terms
 from penstock.coordinator.token import read_checkpoint
@@ -82,6 +83,8 @@ def coordinator(
         epochs=epochs,
         world_size=world_size,
     )
+    if few := too_few_to_shuffle(BlockPlan(job.samples, block_samples, shuffle, seed, epoch), "block_samples"):
+        _log.warning("%s", few)
     root = manifest_store_root or config.default_manifest_store_root().value or ""
     leader = _Leader(
         Settings(addr=addr, job_id=job_id, journal=journal, access=Access(token=token)),

@@ -441,8 +441,9 @@ def _warn_of_ranks(world_size: str) -> None:
     """A launcher started several processes, and each is about to load everything."""
     if world_size.isdigit() and int(world_size) > 1:
         _log.warning(
-            "WORLD_SIZE is %s, and this loader gives every one of these processes all samples: give rank= and world_size=, "
-            "or take penstock.torch.EpochLoader, which reads them; rank=0, world_size=1 says that it is meant so",
+            "WORLD_SIZE is %s, and this loader gives every one of these processes all samples: give rank= and "
+            "world_size=, or take penstock.torch.EpochLoader, which reads them; rank=0, world_size=1 says that it is "
+            "meant so",
             world_size,
         )
 
