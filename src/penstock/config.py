@@ -99,6 +99,12 @@ VARIABLES: dict[str, Variable] = {
     "AWS_ACCESS_KEY_ID": Variable(("AWS_ACCESS_KEY_ID",), "unset", "S3 access key"),
     "AWS_SECRET_ACCESS_KEY": Variable(("AWS_SECRET_ACCESS_KEY",), "unset", "S3 secret key"),
     "AWS_SESSION_TOKEN": Variable(("AWS_SESSION_TOKEN", "AWS_TOKEN"), "unset", "S3 session token"),
+    "AWS_PROFILE": Variable(
+        ("AWS_PROFILE",), "default", "without keys above: whose keys are taken from the file of `aws configure`"
+    ),
+    "AWS_SHARED_CREDENTIALS_FILE": Variable(
+        ("AWS_SHARED_CREDENTIALS_FILE",), "~/.aws/credentials", "that file; only keys in it count, no roles or sign-ons"
+    ),
     "AWS_REGION": Variable(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1", "S3 region"),
     "GCS_CREDENTIALS": Variable(
         ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"),

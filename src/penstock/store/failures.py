@@ -33,7 +33,11 @@ _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _KIND = re.compile(r"\bkind: (\w+),")
 _METADATA_SERVICE = re.compile(r"//(169\.254\.169\.254|169\.254\.170\.\d+|metadata(\.google\.internal)?)[:/]")
 
-_DENIED = (AccessDenied, "the store refuses these credentials; check them, their expiry and their rights")
+_DENIED = (
+    AccessDenied,
+    "the store refuses these credentials; check them, their expiry and their rights (`penstock doctor URL` says "
+    "where they came from)",
+)
 _BUSY = (StoreUnavailable, "the store is overloaded or failing; try again later")
 
 STATUS_ERRORS: dict[int, tuple[type[PenstockError], str]] = {
@@ -132,12 +136,12 @@ def _no_credentials(status: str, location: str) -> StoreError:
     kind = AccessDenied if status.startswith("4") else StoreUnavailable
     return kind(
         f"{location}: no credentials were given, and this machine's metadata service has none; set them in the "
-        "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
     )
 
 
 _BROKEN = {
-    "Connect": "can't connect; check the address, the network and whether the server runs",
+    "Connect": "can't connect; check the address (`penstock doctor URL` shows it), the network and the server",
     "Timeout": "the server stopped answering",
     "Interrupted": "the connection broke",
     "Decode": "the answer was cut short or garbled",

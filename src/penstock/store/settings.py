@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from penstock import config
 from penstock.errors import ConfigError
+from penstock.store.aws_profile import read_keys
 from penstock.store.retry import RetryPolicy
 from penstock.store.urls import StoreUrl
 
 __all__ = ["StoreSetting", "StoreSettings", "read_settings"]
 
 _HTTP_TRIES = 5  # what the seed system does for plain HTTP
-_CLIENT_FINDS = "no variable: the client asks for a workload identity, or this machine's metadata service"
+_CLIENT_FINDS = "no variable or profile: the client asks for a workload identity, or this machine's metadata service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,19 @@ def _s3(url: StoreUrl) -> tuple[StoreSetting, ...]:
         endpoint,
         _path_style(url.root, has_endpoint=endpoint.value is not None),
         _variable("region", "AWS_REGION", default="us-east-1"),
-        *keys,
-        _variable("session_token", "AWS_SESSION_TOKEN"),
+        *(_of_profile() if keys[0].value is None else (*keys, _variable("session_token", "AWS_SESSION_TOKEN"))),
+    )
+
+
+def _of_profile() -> tuple[StoreSetting, ...]:
+    """The keys of a profile, else none: the client finds its own."""
+    found = read_keys()
+    names = ("access_key_id", "secret_access_key", "session_token")
+    if found is None:
+        return tuple(StoreSetting(name, None, _CLIENT_FINDS, secret=True) for name in names)
+    values = (found.access_key_id, found.secret_access_key, found.session_token)
+    return tuple(
+        StoreSetting(name, value, found.source, secret=True) for name, value in zip(names, values, strict=True)
     )
 
 
