@@ -64,3 +64,15 @@ def test_a_relative_location_is_joined_and_an_absolute_one_stands():
     for climbing in ("..", "../a", "a/../../b"):
         with pytest.raises(ManifestError, match=r"\.\."):
             join_location("/data", climbing)
+
+
+@pytest.mark.parametrize("given", [["a", "b"], None, b"data", 3])
+def test_what_is_no_text_is_refused_and_several_are_shown_the_way(given):
+    with pytest.raises(LinkError, match=r"not (list|NoneType|bytes|int); several datasets .*penstock.mix"):
+        parse_link(given)
+
+
+@pytest.mark.parametrize("text", ["s3://", "gs:///", "s3://@refresh", " S3:// "])
+def test_a_url_without_a_bucket_is_no_folder(text):
+    with pytest.raises(LinkError, match="names no bucket"):
+        parse_link(text)

@@ -78,7 +78,7 @@ def too_few_to_shuffle(plan: BlockPlan, option: str) -> str | None:
         return None
     return (
         f"shuffle deals blocks in random order, and there are {blocks} of at most {plan.block_samples} samples, each "
-        f"in the dataset's order: give a smaller {option}, or pack in random order"
+        f"in the dataset's order: give a smaller {option}"
     )
 
 

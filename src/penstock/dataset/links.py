@@ -34,6 +34,7 @@ LinkKind: TypeAlias = Literal["plain", "refresh", "pinned"]
 _REFRESH = "refresh"
 _PIN = "sha256:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NO_BUCKET = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]*://+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ def parse_link(text: str | PathLike[str]) -> Link:
     Raises:
         LinkError: nothing names a dataset, or no hash follows ``@sha256:``.
     """
+    if not isinstance(text, str | PathLike):
+        raise LinkError(
+            f"a dataset link is text or a path, not {type(text).__name__}; several datasets are loaded as one by "
+            "penstock.load(penstock.mix([...]))"
+        )
     stripped = fspath(text).strip()
     base, at, suffix = stripped.rpartition("@")
     link = Link(stripped)
@@ -78,6 +84,8 @@ def parse_link(text: str | PathLike[str]) -> Link:
         link = Link(base, "pinned", suffix.removeprefix(_PIN))
     if not link.base.strip():
         raise LinkError(f"empty dataset link: {text!r}; give a folder, or a URL such as s3://bucket/prefix")
+    if _NO_BUCKET.fullmatch(link.base.strip()):
+        raise LinkError(f"dataset link {text!r} names no bucket; give a URL such as s3://bucket/prefix")
     return link
 
 
