@@ -110,6 +110,17 @@ def test_what_can_not_be_sent_leaves_the_channel_as_it_was(ends, thing, said):
     assert take(ends[1]) == b"good"
 
 
+def test_a_sender_whose_receiver_never_waited_is_told_why_nothing_moves(ends):
+    with pytest.raises(DeadlineExceeded, match=r"its program hasn't called receive\(\), nor begun its loop"):
+        ends[0].send(b"early", 0.01)
+    send(ends, b"good")
+    assert take(ends[1]) == b"good"
+    ends[0].send(b"1", 1.0)
+    with pytest.raises(DeadlineExceeded, match=r"no free slot came from both within 0.01 s$"):
+        while True:
+            ends[0].send(b"more", 0.01)
+
+
 def test_the_sender_waits_while_no_slot_is_free_and_nothing_is_sent_twice(ends):
     send(ends, *(bytes([number]) for number in range(4)))
     with pytest.raises(DeadlineExceeded, match="no free slot came from both within 0.01 s"):

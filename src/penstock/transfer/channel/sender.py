@@ -198,6 +198,11 @@ class Sender(End):
         state = "closed" if self._closed else f"{self._allowance.left} of {self.slots} slots free"
         return f"<Sender of {self.slot_bytes} bytes to {self.peer_name}: {state}>"
 
+    def _why_not(self) -> str:
+        if self._allowance.limit:
+            return ""
+        return "; it grants them as it waits for messages: its program hasn't called receive(), nor begun its loop"
+
     def _step(self) -> bool | None:
         """True when the receiver has room, else None."""
         if self._closed or self._failure is not None:
