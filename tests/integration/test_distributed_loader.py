@@ -295,11 +295,16 @@ def test_a_coordinator_that_was_silent_before_isnt_waited_for_at_the_end(coordin
     shared.again()
 
 
-def test_nobody_there_to_begin_with(join, coordinator):
+def test_nobody_there_to_begin_with(join, coordinator, caplog, monkeypatch):
     shared = coordinator()
     shared.stop()
     with pytest.raises(CoordinatorUnreachable, match="RegisterNode"):
         join(shared, coord_timeout_s=0.3)
+    assert caplog.text == ""
+    monkeypatch.setattr("penstock.coordinator.client._TELL_S", 0.0)
+    with pytest.raises(CoordinatorUnreachable, match="RegisterNode"):
+        join(shared, coord_timeout_s=0.3)
+    assert caplog.text.count("no coordinator answers at") == 1
     shared.again()
 
 

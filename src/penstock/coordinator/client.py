@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -31,6 +32,8 @@ from penstock.net import split_address
 
 __all__ = ["Client", "addresses_of"]
 
+_log = logging.getLogger(__name__)
+
 _TRANSIENT: Final = (
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED),
     grpc.StatusCode.CANCELLED,  # not by us: gRPC's word for a server that has too many calls waiting
@@ -43,6 +46,7 @@ _KEEPALIVE_MS: Final = 6000  # a server of ours takes pings each 5 s
 _PING_TIMEOUT_MS: Final = 4000  # after a cut TCP by itself would try again ever more seldom, for minutes
 _FIRST_PAUSE_S: Final = 0.05
 _MOST_PAUSE_S: Final = 1.0
+_TELL_S: Final = 5.0  # who waits for longer wants to know for what
 _LOOK_S: Final = 1.0  # for finding out why there is no line
 _SURE: Final = 3  # so often at each address; a coordinator that ends looks like one that doesn't want us
 
@@ -253,6 +257,7 @@ class Client:
     ) -> Any:
         within_s = self.timeout_s if within_s is None else within_s
         deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
+        tell_at = time.monotonic() + _TELL_S
         while True:
             address = self._at
             try:
@@ -271,6 +276,11 @@ class Client:
                     f"no coordinator that leads answered {name} within {within_s:g} s; the last was {address}: "
                     f"{self._last}. See whether it runs, at {', '.join(self._addresses)}, and allow more time with "
                     "coord_timeout_s"
+                )
+            if time.monotonic() >= tell_at:
+                tell_at = float("inf")  # once is enough
+                _log.warning(
+                    "no coordinator answers at %s yet (%s); trying for %.0f s more", address, self._last, left_s
                 )
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
 
