@@ -212,8 +212,17 @@ def test_e2_12_a_pinned_link_needs_no_base_and_an_unknown_hash_is_an_error(place
     assert place.pointer().stat().st_mtime_ns == pointer.st_mtime_ns
     with pytest.raises(ManifestNotFound, match="manifest not found: beef"):
         place.hash("@sha256:beef")
-    with pytest.raises(ManifestNotFound, match="manifest not found: beef"):
+    with pytest.raises(ManifestNotFound, match=r"manifest not found: beef.*; name the manifest store that has it"):
         resolve(f"{place.data}@sha256:beef", manifest_store_root=place.root)
+
+
+def test_a_manifest_store_that_cannot_be_written_says_what_it_is_and_how_to_have_another(place):
+    place.files("a")
+    place.root = place.data / "a"  # a file: even root can't make folders in it
+    told = rf"{place.root}.*That is where manifests are kept.*PENSTOCK_MANIFEST_STORE_ROOT"
+    for use in (place.hash, lambda: resolve(str(place.data), manifest_store_root=place.root)):
+        with pytest.raises(StoreError, match=told):
+            use()
 
 
 @pytest.mark.parametrize("call", ["hash", "open"])

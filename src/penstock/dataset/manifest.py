@@ -110,7 +110,10 @@ class Manifest:
         try:
             text = path.open("rb", buffering=0)
         except FileNotFoundError:
-            raise ManifestNotFound(f"manifest not found: {expected_hash} ({path} does not exist)") from None
+            raise ManifestNotFound(
+                f"manifest not found: {expected_hash} ({path} does not exist); name the manifest store that "
+                "has it, or resolve the dataset with @refresh"
+            ) from None
         with text:
             return cls._from_columns(expected_hash, _columns_of(text, path, expected_hash))
 

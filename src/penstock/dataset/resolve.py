@@ -133,6 +133,7 @@ class _Request:
     """One resolution: what is wanted and the settings that hold for it."""
 
     link: Link
+    root: str
     store: ManifestStore
     dev_manifest_path: str | None
     node_id: str
@@ -155,6 +156,7 @@ class _Request:
         assert root is not None
         return cls(
             link=link,
+            root=root,
             store=ManifestStore(open_store(root)),
             dev_manifest_path=str(dev_manifest_path or "") or config.lookup("DEV_MANIFEST_PATH"),
             node_id=node_id or "",
@@ -165,6 +167,17 @@ class _Request:
 
     def hash(self) -> str:
         """The hash that the link means, indexing its base if that is needed."""
+        try:
+            return self._hash()
+        except StoreError as error:
+            if self.root not in str(error):
+                raise
+            raise type(error)(
+                f"{error}. That is where manifests are kept: give another manifest_store_root, or set "
+                "PENSTOCK_MANIFEST_STORE_ROOT"
+            ) from error
+
+    def _hash(self) -> str:
         if self.link.pinned_hash is not None:
             self._adopt(self.link.pinned_hash)
             self._prove("pinned", self.link.pinned_hash)
