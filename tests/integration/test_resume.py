@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -171,6 +172,23 @@ def test_another_order_is_refused_with_the_reason(load, other, says):
         state = loader.state_dict()
     with pytest.raises(ResumeError, match=says):
         load(resume=state, **other)
+
+
+def test_a_state_of_files_that_changed_since_says_which_link_still_means_them(tmp_path):
+    store = {"manifest_store_root": str(tmp_path / "store"), "shuffle": True, "batch_size": 2}
+    (tmp_path / "files").mkdir()
+    for name in "abcdef":
+        (tmp_path / "files" / name).write_text(name)
+    with penstock.load(str(tmp_path / "files"), **store) as first:
+        begun = ids(first, 1)
+        state = through_json(first.state_dict())
+    (tmp_path / "files" / "g").write_text("new")
+    with pytest.raises(ResumeError, match="make the loader as it was .its dataset's link with @sha256:") as refused:
+        penstock.load(f"{tmp_path}/files@refresh", resume=state, **store)
+    pin = re.search(r"@sha256:\w+", str(refused.value))
+    assert pin is not None
+    with penstock.load(f"{tmp_path}/files{pin[0]}", resume=state, **store) as again:
+        assert sorted(flat(begun + ids(again))) == list(range(6))
 
 
 @pytest.mark.parametrize(

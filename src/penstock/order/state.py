@@ -195,10 +195,13 @@ class LoaderState:
         ours, theirs = asdict(self.epoch), asdict(epoch)
         differing = [name for name in ours if ours[name] != theirs[name]]
         if differing:
+            of_dataset = "manifest_hash" in differing and "order" not in differing  # a mixture's hash is no link's
+            link = f" (its dataset's link with @sha256:{self.epoch.manifest_hash})" if of_dataset else ""
             raise ResumeError(
                 "the state is of other samples or another order: "
                 + ", ".join(f"{name} was {ours[name]!r} and is {theirs[name]!r} now" for name in differing)
-                + ". Going on would lose or repeat samples: make the loader as it was, or begin anew without the state"
+                + f". Going on would lose or repeat samples: make the loader as it was{link}, or begin anew without "
+                "the state"
             )
 
 
