@@ -141,7 +141,8 @@ class World:
         self.job = Job("m" * 64, samples, rng.randint(1, 25), rng.random() < 0.5, seed, 0, 1, world_size, done)
         if rng.random() < 0.15:
             self.job = Job("m" * 64, max(1, samples // 2), 5, True, seed, 3, 2, world_size)
-        idle_s = rng.choice([600.0, self.ttl_s])
+        # A node can always do a batch, and say so, in less: else it is right that the job never drains.
+        idle_s = rng.choice([600.0, max(self.ttl_s, 3 * self.step_s + 2 * self.report_s)])
         self.terms = Terms(self.ttl_s, self.beat_s, idle_s, steal=rng.random() < 0.3, wait_s=0.3)
         self.elect()
         self.nodes = {f"n{rank}": SimulatedNode(self, f"n{rank}", "0") for rank in range(world_size)}
