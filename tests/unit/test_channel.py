@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from penstock.budget import Budget
-from penstock.errors import ClosedError, ConfigError, DeadlineExceeded, MetadataError, PeerLost, PenstockError
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    DeadlineExceeded,
+    MetadataError,
+    PeerLost,
+    PeerUnreachable,
+    PenstockError,
+)
 from penstock.transfer import Agent, channel
 
 
@@ -226,6 +234,25 @@ def test_a_sender_that_failed_says_so_after_what_it_had_sent(agent):
         with pytest.raises(PeerLost, match="both stopped .* ZeroDivisionError at the sender: division by zero"):
             receiver.receive(1.0)
     receiver.close()
+
+
+def test_what_was_sent_while_a_grant_failed_comes_first(ends, monkeypatch):
+    """The sender sends the rest, ends and goes between two looks; the grant in between finds nobody any more."""
+    sender, receiver = ends
+    send(ends, b"first")
+    first = receiver.receive(1.0)
+    array = first.array()
+    first.release()
+    del first, array  # its slot is free now, and the next look says so
+
+    def gone(*_, **__):
+        sender.send(b"last", 1.0)
+        sender.close()
+        raise PeerUnreachable("the peer closed")
+
+    monkeypatch.setattr(receiver, "_tell", gone)
+    assert take(receiver) == b"last"
+    assert receiver.receive(1.0) is None
 
 
 def test_a_receiver_that_closes_stops_the_sender(ends):

@@ -215,13 +215,17 @@ class Receiver(End):
         """A message, or that there are no more, or that neither is known yet."""
         if self._closed:
             self._check()
-        self._listen()
-        self._settle()
-        found = self._window.take()
-        if found is not None:
-            return (self._message(*found),)
-        if self._window.next == self._count:
-            return (None,)
+        while True:
+            failed = self._failure is not None
+            self._listen()
+            self._settle()
+            found = self._window.take()
+            if found is not None:
+                return (self._message(*found),)
+            if self._window.next == self._count:
+                return (None,)
+            if failed or self._failure is None:
+                break  # else it failed meanwhile: what was said before that is heard first
         self._check()
         self._settle(at_once=True)  # we are about to sleep: nothing is held back from the sender
         return None
