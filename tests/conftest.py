@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +79,18 @@ def _other_process() -> Iterator[OtherProcess]:
 def other(_other_process: OtherProcess) -> OtherProcess:
     """A second process for a NIXL agent; each test makes its own agent there."""
     return _other_process
+
+
+@pytest.fixture
+def machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has it sleep for so many seconds, as a laptop that is shut: of its clocks only CLOCK_BOOTTIME goes on."""
+    slept_s, clock = [0.0], time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept_s[0] * (which == time.CLOCK_BOOTTIME))
+
+    def sleep(seconds: float) -> None:
+        slept_s[0] += seconds
+
+    return sleep
 
 
 @pytest.fixture

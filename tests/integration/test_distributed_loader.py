@@ -187,19 +187,29 @@ def test_a_lost_lease_is_never_handed_out(coordinator, join):
     assert repeated <= 2 * 16, "more came twice than what was in hand"
 
 
-def test_in_doubt_it_waits_until_the_coordinator_confirms(coordinator, join):
-    shared = coordinator(terms=Terms(lease_ttl_s=2.0, heartbeat_interval_s=0.2))
-    with join(shared, coord_timeout_s=30) as loader, ThreadPoolExecutor(1) as pool:
+def waits_in_doubt(shared, loader, let_time_pass) -> None:
+    """The coordinator is silent for longer than a lease lasts: nothing is handed out until it confirms the lease."""
+    with ThreadPoolExecutor(1) as pool:
         taken = ids(loader, 2)
-        shared.freeze()
         shared.silent |= {"ReportProgress", "RequestLease", "Heartbeat"}
-        time.sleep(2.1)  # the lease's time, by the node's clock
+        let_time_pass()
         late = pool.submit(next, loader)
         with pytest.raises(TimeoutError):
             late.result(0.3)
         shared.silent.clear()
         taken += late.result(10).sample_ids
         assert taken == list(range(48))
+
+
+def test_in_doubt_it_waits_until_the_coordinator_confirms(coordinator, join):
+    shared = coordinator(terms=Terms(lease_ttl_s=2.0, heartbeat_interval_s=0.2))
+
+    def let_time_pass():
+        shared.freeze()
+        time.sleep(2.1)  # the lease's time, by the node's clock
+
+    with join(shared, coord_timeout_s=30) as loader:
+        waits_in_doubt(shared, loader, let_time_pass)
 
 
 def test_a_lease_that_lasts_shorter_than_was_said_at_first_is_reported_in_time(coordinator, join):
@@ -210,21 +220,10 @@ def test_a_lease_that_lasts_shorter_than_was_said_at_first_is_reported_in_time(c
         wait_until(lambda: shared.calls["ReportProgress"] >= 3, within_s=5)
 
 
-def test_a_machine_that_slept_is_in_doubt_when_it_wakes(coordinator, join, monkeypatch):
-    """As a laptop or virtual machine that was suspended: CLOCK_MONOTONIC stood still, others may have the samples."""
+def test_a_machine_that_slept_is_in_doubt_when_it_wakes(coordinator, join, machine_sleeps):
     shared = coordinator()
-    slept_s, clock = [0.0], time.clock_gettime
-    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept_s[0] * (which == time.CLOCK_BOOTTIME))
-    with join(shared) as loader, ThreadPoolExecutor(1) as pool:
-        taken = ids(loader, 2)
-        shared.silent |= {"ReportProgress", "RequestLease", "Heartbeat"}
-        slept_s[0] = 3600.0
-        late = pool.submit(next, loader)
-        with pytest.raises(TimeoutError):
-            late.result(0.3)
-        shared.silent.clear()
-        taken += late.result(10).sample_ids
-        assert taken == list(range(48))
+    with join(shared) as loader:
+        waits_in_doubt(shared, loader, lambda: machine_sleeps(3600.0))
 
 
 def test_a_state_that_another_thread_asks_for_forgets_no_batch(coordinator, join, monkeypatch):
