@@ -212,7 +212,7 @@ async def _tell(started: asyncio.Event, server: CoordinatorServer, settings: Set
 
 
 def _warn(state: State) -> None:
-    """Of what leaves nodes with nothing to do."""
+    """Of what a job's options make of it that its user may not expect."""
     from penstock.coordinator.blocks import block_count, too_few_to_shuffle
 
     job = state.job

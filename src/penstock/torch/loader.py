@@ -198,11 +198,10 @@ class EpochLoader(Generic[T]):
     def _turn_to(self, position: Position) -> None:
         """The next loop begins there."""
         kept, same_place = self._loader, self._place == self._maker.place()
-        anew = kept is not None and (
-            bool(kept.delivered_batches) or kept.epoch != position.epoch
-        )  # not where it went on
+        # One that was given a state and has handed out nothing since goes on there when it is told its own epoch.
+        turns = kept is not None and (bool(kept.delivered_batches) or kept.epoch != position.epoch)
         self._position, self._looped = position, False
-        if kept is not None and kept.options.persistent_workers and position.loader is None and same_place and anew:
+        if kept is not None and kept.options.persistent_workers and position.loader is None and same_place and turns:
             kept.set_epoch(position.epoch)
         else:
             self._drop()
